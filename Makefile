@@ -1,0 +1,47 @@
+# make help
+
+VENV   ?= .venv
+PYTHON ?= python3
+# The interpreter of the environment. VENV= (empty) uses PYTHON as it is, with what it has installed.
+RUN    := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+STAMP  := $(if $(VENV),$(VENV)/.rift-ready,)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  VENV=DIR picks the environment's folder; VENV= PYTHON=python uses an environment that you have made."
+
+setup: $(STAMP)  ## the environment; instant when it stands
+
+# The package itself is installed in editable form, which brings what requirements.txt names.
+$(VENV)/.rift-ready: requirements.txt pyproject.toml
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); with torch that is some 6 GB the first time"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## all stages on embedded digits: table, figures, W&B offline run
+	$(RUN) -m rift experiment=demo
+
+test: $(STAMP)  ## the tests, without the slow ones
+	$(RUN) -m pytest -m "not slow"
+
+test-all: $(STAMP)  ## the slow tests too
+	$(RUN) -m pytest
+
+lint: $(STAMP)  ## ruff: errors, style, format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(STAMP)  ## ruff: mends style and format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(STAMP)  ## each inner loop against its textbook twin
+	$(RUN) scripts/benchmark.py
+
+clean:  ## removes caches; results and the environment stay
+	rm -rf .pytest_cache .ruff_cache build *.egg-info
+	find rift tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

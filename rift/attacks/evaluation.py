@@ -1,0 +1,120 @@
+"""Robust accuracy: which images survive which attack runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rift.attacks.pgd import Attack, pgd, random_start
+from rift.data import Split, batches
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Image by image, what a network got right.
+
+    Attributes:
+        clean: (N,) bool, right without an attack.
+        robust: (runs, N) bool, right without *and* under attack in each run. An image that is wrong
+            without an attack is not robust: the image itself lies in the ball.
+        exact_runs: whether every run attacked all images that are right without an attack. If not,
+            images fooled in an earlier run were skipped, and only the per-image reading holds.
+    """
+
+    clean: Tensor
+    robust: Tensor
+    exact_runs: bool
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean.double().mean().item()
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The worst run's accuracy, the paper's "Adv"; per image where runs were cut short."""
+        if not self.exact_runs:
+            return self.robust_accuracy_per_image
+        return self.robust.double().mean(dim=1).min().item()
+
+    @property
+    def robust_accuracy_per_image(self) -> float:
+        """Share of the images that survive every run."""
+        return self.robust.all(dim=0).double().mean().item()
+
+
+@torch.no_grad()
+def correct(network: Network, split: Split, batch_size: int, channels_last: bool = False) -> Tensor:
+    """Which images of `split` the network classifies rightly, (N,) bool on the split's device."""
+    parts = [
+        network(batch.images).argmax(dim=1) == batch.labels
+        for batch in batches(split, batch_size, channels_last=channels_last)
+    ]
+    return torch.cat(parts)
+
+
+def robust_verdicts(
+    network: Network,
+    crafting: Network,
+    split: Split,
+    attack: Attack,
+    *,
+    runs: int = 1,
+    exact_runs: bool = False,
+    seed: int = 0,
+    batch_size: int = 512,
+    channels_last: bool = False,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Verdicts:
+    """Attacks a split `runs` times and says which images survive.
+
+    Work that cannot change the answer is left out: images that are wrong without an attack are never
+    attacked, and unless `exact_runs`, neither are those that an earlier run fooled. What remains is
+    packed into full batches again. Random starts depend on (seed, run, image) alone, so they are the
+    same for every network and for every way of cutting batches.
+
+    Args:
+        network: images to logits in float32, eval mode; it gives the verdicts.
+        crafting: the same function in the form that the attack differentiates (see
+            `rift.runtime.crafting`); may be of lower precision.
+        split: what is attacked.
+        attack: PGD's parameters.
+        runs: how many independent random starts.
+        exact_runs: attack the already fooled again, so that each run's own accuracy is known.
+        seed: of the random starts.
+        batch_size: images per attack.
+        channels_last: memory format of the images.
+        advance: told how many images have been dealt with, for a progress bar; `runs * len(split)` in all.
+
+    Returns:
+        The verdicts, on the split's device.
+    """
+    clean = correct(network, split, batch_size, channels_last)
+    robust = clean.repeat(runs, 1)
+    alive = clean.clone()
+    for run in range(runs):
+        positions = alive.nonzero().squeeze(1)
+        advance(len(split) - len(positions))
+        key = ("evaluation start", seed, run)
+        done = 0
+        for batch in batches(split.subset(positions), batch_size, channels_last=channels_last):
+            start = (
+                random_start(batch.images, batch.indices, key, attack)
+                if attack.random_start
+                else batch.images
+            )
+            adversarial = pgd(crafting, batch.images, batch.labels, start, attack)
+            with torch.no_grad():
+                survives = network(adversarial).argmax(dim=1) == batch.labels
+            robust[run, positions[done : done + len(survives)]] = survives
+            done += len(survives)
+            advance(len(survives))
+        if not exact_runs:
+            # A skipped image counts as fooled in the later runs too.
+            robust[run] &= alive
+            alive = robust[run].clone()
+    return Verdicts(clean, robust, exact_runs or runs == 1)

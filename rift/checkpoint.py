@@ -1,0 +1,78 @@
+"""Files that are whole or absent: written beside, synced, renamed; read with care."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rift.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a file beside `path`, then moves it into place in one step.
+
+    A reader sees the old file or the new one; a crash leaves the old one and perhaps a `.partial` beside it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically; a number that JSON has no word for (NaN, infinity) is an error."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
+    """Writes tensors as safetensors, atomically.
+
+    Args:
+        path: the file.
+        tensors: by name, on any device, in any memory format; shared storage is written twice.
+        note: anything that JSON can hold, kept in the file's header.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    header = {"note": json.dumps(note, allow_nan=False)}
+    write_atomically(path, lambda partial: save_file(plain, partial, metadata=header))
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Any]:
+    """Reads what `save_tensors` wrote: the tensors and the note.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            note = json.loads((file.metadata() or {}).get("note", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): delete its folder and give the command again to make it anew."
+        ) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,70 @@
+"""A user's own images: `<root>/train/<class>/*` and `<root>/test/<class>/*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from rift.data.decode import decode_cached
+from rift.data.splits import Source, Split
+from rift.errors import UserError
+
+
+def read_image_folder(root: Path, *, download: bool, image_size: int | None, cache: Path) -> Source:
+    """RGB images of any format that Pillow reads; labels are the positions of the sorted class folders.
+
+    All images must have one size, unless `image_size` is set: then the shorter side is resized to it and the
+    centre cropped. Files of other kinds (notes, hidden files) are passed over.
+
+    Raises:
+        UserError: missing folders, different classes in `train` and `test`, or files that cannot be used.
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"dataset.image_size={image_size} must be at least 1 pixel.")
+    classes = _class_names(root, "train")
+    in_test = _class_names(root, "test")
+    if classes != in_test:
+        odd = sorted(set(classes) ^ set(in_test))[0]
+        has, lacks = ("train", "test") if odd in classes else ("test", "train")
+        raise UserError(
+            f"class folder '{odd}' is in {root / has} but not in {root / lacks}: give both the same classes."
+        )
+    paths, labels = {}, {}
+    for part in ("train", "test"):
+        listed = [_images(root / part / name) for name in classes]
+        paths[part] = [path for members in listed for path in members]
+        labels[part] = torch.tensor([label for label, members in enumerate(listed) for _ in members])
+    images = decode_cached("image_folder", root, paths, size=image_size, cache=cache)
+    train, test = (
+        Split(images[part], labels[part], torch.arange(len(labels[part]))) for part in ("train", "test")
+    )
+    return Source(train, test, classes)
+
+
+def _class_names(root: Path, part: str) -> tuple[str, ...]:
+    folder = root / part
+    if not folder.is_dir():
+        raise UserError(
+            f"image_folder was not found at {folder}: point dataset.root= to the folder that contains "
+            "train/<class> and test/<class>."
+        )
+    names = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if len(names) < 2:
+        raise UserError(
+            f"{folder} holds {len(names)} class folders: put each of two or more classes in its own."
+        )
+    return tuple(names)
+
+
+def _images(folder: Path) -> list[Path]:
+    known = Image.registered_extensions()
+    paths = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in known and not path.name.startswith(".")
+    )
+    if not paths:
+        raise UserError(f"{folder} holds no images: add some or remove the class folder.")
+    return paths

@@ -1,0 +1,22 @@
+"""What a user did wrong, said in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one sentence: what is wrong, where, what to do.
+
+    The entry points print it without a traceback and exit with a non-zero code; anything else that
+    is raised is a bug and keeps its traceback.
+    """
+
+
+def choose_from(name: str, valid: Iterable[str]) -> str:
+    """Returns the part of a message that names the nearest valid choice, then all of them."""
+    valid = list(valid)
+    near = get_close_matches(name, valid, n=1, cutoff=0.5)
+    listing = ", ".join(valid)
+    return f"did you mean '{near[0]}'? Valid: {listing}" if near else f"valid: {listing}"

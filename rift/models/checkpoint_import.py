@@ -1,0 +1,186 @@
+"""Starting from anyone's weights: other names for the same network are understood, all else is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rift.errors import UserError
+from rift.models.checkpoint_file import read_state_dict
+from rift.models.modules import scannable_modules
+
+# What DistributedDataParallel and torch.compile put before every name.
+_PREFIXES = ("module.", "_orig_mod.")
+# The widespread CIFAR ResNet's names for what is called like this here and in timm.
+_SYNONYMS = {"shortcut": "downsample", "linear": "fc"}
+_NORMALISATION = {"mean": "mean", "_mean": "mean", "mu": "mean", "std": "std", "_std": "std", "sigma": "std"}
+# Publications round to four decimals, some up and some down.
+_NORMALISATION_TOLERANCE = 1.01e-4
+
+
+def load_foreign_checkpoint(model: nn.Module, path: str | Path) -> list[str]:
+    """Loads weights that were saved by any program into `model`, in place.
+
+    Understood are state dicts in `.safetensors` or by `torch.save`, plain or under `state_dict`,
+    `model_state_dict`, `model` or `net`; the prefixes of DDP and torch.compile; the names of the widespread
+    CIFAR ResNet and WRN; and normalisation layers that agree with the model's own.
+
+    Args:
+        model: as `build_model` made it; after a refusal it is what it was before.
+        path: the file.
+
+    Returns:
+        One sentence for each kind of thing that was renamed, dropped, filled in or converted.
+
+    Raises:
+        UserError: the file cannot be read, or its weights are not exactly this network's.
+    """
+    path = Path(path).expanduser()
+    entries, notes = read_state_dict(path)
+    expected = model.state_dict()
+    entries = _rename(entries, expected, path, notes)
+    entries = _drop_dead_stage(entries, expected, notes)
+    entries = _drop_normalisation(entries, expected, model, path, notes)
+    entries = _fill_counters(entries, expected, notes)
+    _check_fit(entries, expected, model, path)
+    _check_values(entries, expected, path, notes)
+    model.load_state_dict(entries, strict=True)
+    return notes
+
+
+def _rename(
+    entries: dict[str, Tensor], expected: dict[str, Tensor], path: Path, notes: list[str]
+) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
+    for original, value in entries.items():
+        name = original
+        while name not in expected and name.startswith(_PREFIXES):
+            name = name.split(".", 1)[1]
+        if name != original:
+            counts[f"Stripped the prefix '{original.removesuffix(name)}' from {{}} name(s)."] += 1
+        parts = name.split(".")
+        synonym = ".".join(_SYNONYMS.get(part, part) for part in parts)
+        if name not in expected and synonym in expected:
+            name = synonym
+            for part in sorted(_SYNONYMS.keys() & parts):
+                counts[f"Renamed '{part}' to '{_SYNONYMS[part]}' in {{}} name(s)."] += 1
+        if name in renamed:
+            raise UserError(f"The checkpoint {path} holds '{name}' twice under different names: remove one.")
+        renamed[name] = value
+    notes.extend(sentence.format(count) for sentence, count in counts.items())
+    return renamed
+
+
+def _drop_dead_stage(
+    entries: dict[str, Tensor], expected: dict[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """The widespread WRN has a second copy of `block1` that its forward never calls."""
+    dead = {name for name in entries.keys() - expected.keys() if name.startswith("sub_block1.")}
+    if not dead or not any(name.startswith("block1.") for name in expected):
+        return entries
+    notes.append(f"Dropped {len(dead)} entries of 'sub_block1', which that network never uses.")
+    return {name: value for name, value in entries.items() if name not in dead}
+
+
+def _drop_normalisation(
+    entries: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module, path: Path, notes: list[str]
+) -> dict[str, Tensor]:
+    own = getattr(model, "normalize", None)
+    kept = {}
+    for name, value in entries.items():
+        kind = _NORMALISATION.get(name.rpartition(".")[2])
+        if name in expected or own is None or kind is None or value.numel() != own.mean.numel():
+            kept[name] = value
+            continue
+        theirs = value.flatten().double()
+        ours = getattr(own, kind).flatten().double().cpu()
+        if not bool(((theirs - ours).abs() <= _NORMALISATION_TOLERANCE).all()):
+            raise UserError(
+                f"The checkpoint {path} normalises with {kind} {_rounded(theirs)} but the model with "
+                f"{_rounded(ours)}: set dataset.{kind} to the checkpoint's."
+            )
+        notes.append(f"Dropped '{name}', which agrees with the model's own normalisation.")
+    return kept
+
+
+def _fill_counters(
+    entries: dict[str, Tensor], expected: dict[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """Files from before PyTorch 0.4.1 lack BatchNorm's batch counters; nothing is computed from them."""
+    counters = [
+        name
+        for name in expected.keys() - entries.keys()
+        if name.endswith(".num_batches_tracked")
+        and name.replace("num_batches_tracked", "running_mean") in entries
+    ]
+    if counters:
+        notes.append(f"Set {len(counters)} missing 'num_batches_tracked' to 0.")
+    return entries | {name: torch.zeros_like(expected[name]) for name in counters}
+
+
+def _check_fit(entries: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    missing = [name for name in expected if name not in entries]
+    surplus = [name for name in entries if name not in expected]
+    both = [name for name in expected if name in entries]
+    reshaped = [name for name in both if entries[name].shape != expected[name].shape]
+    if not missing and not surplus and reshaped:
+        _check_classes(entries, expected, reshaped, list(scannable_modules(model))[-1], path)
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of the model's entries are missing (first '{missing[0]}')")
+    if surplus:
+        problems.append(f"{len(surplus)} of its entries are unknown to the model (first '{surplus[0]}')")
+    if reshaped:
+        theirs, ours = (tuple(d[reshaped[0]].shape) for d in (entries, expected))
+        problems.append(f"{len(reshaped)} differ in shape (first '{reshaped[0]}', {theirs} and not {ours})")
+    if problems:
+        raise UserError(
+            f"The checkpoint {path} does not fit the model: {', '.join(problems)}; choose the model and "
+            "model.width that it was trained with."
+        )
+
+
+def _check_classes(
+    entries: dict[str, Tensor], expected: dict[str, Tensor], reshaped: list[str], head: str, path: Path
+) -> None:
+    """If nothing but the classifier's number of rows differs, that is what the user should hear."""
+    rows = {(len(entries[name]), len(expected[name])) for name in reshaped if entries[name].ndim}
+    same_columns = all(entries[name].shape[1:] == expected[name].shape[1:] for name in reshaped)
+    if len(rows) == 1 and same_columns and set(reshaped) <= {f"{head}.weight", f"{head}.bias"}:
+        theirs, ours = rows.pop()
+        raise UserError(
+            f"The checkpoint {path} is for {theirs} classes but the data set has {ours}: choose the data set "
+            "that it was trained on, or another checkpoint."
+        )
+
+
+def _check_values(
+    entries: dict[str, Tensor], expected: dict[str, Tensor], path: Path, notes: list[str]
+) -> None:
+    converted: Counter[str] = Counter()
+    for name, value in entries.items():
+        if value.is_complex() or value.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(
+                f"The checkpoint {path} holds '{name}' as {_dtype(value)} where the model has "
+                f"{_dtype(expected[name])}: give the original weights, not quantised ones."
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"The checkpoint {path} has values in '{name}' that are not finite: give one from before the "
+                "training diverged."
+            )
+        if value.dtype != expected[name].dtype:
+            converted[f"Converted {{}} entries from {_dtype(value)} to {_dtype(expected[name])}."] += 1
+    notes.extend(sentence.format(count) for sentence, count in converted.items())
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values.tolist())

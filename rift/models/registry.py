@@ -1,0 +1,85 @@
+"""The networks by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+from torch import nn
+
+from rift.errors import UserError, choose_from
+from rift.models.normalisation import normalise_first
+from rift.models.resnet import resnet
+from rift.models.timm_models import timm_model
+from rift.models.wide_resnet import wide_resnet
+
+# Builders of the bare backbones. The keyword arguments each one takes are the options it knows.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(resnet, layers=(2, 2, 2, 2), width=64),
+    "resnet34": partial(resnet, layers=(3, 4, 6, 3), width=64),
+    "resnet_small": partial(resnet, layers=(1, 1, 1, 1), width=16),
+    "wrn34_10": partial(wide_resnet, depth=34, width=10),
+    "timm": timm_model,
+}
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 32,
+    mean: Sequence[float],
+    std: Sequence[float],
+    width: int | None = None,
+    timm_name: str | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """Builds a network on the CPU, in train mode, whose first layer normalises.
+
+    Args:
+        name: one of `MODELS`.
+        num_classes: logits, 2 or more.
+        in_channels: channels of the images.
+        image_size: side of the square images in pixels.
+        mean: the data set's mean for each channel, for images in [0, 1].
+        std: likewise, positive.
+        width: channels of the first stage of a ResNet, the widening factor of a wide ResNet; None means the
+            network's own (64, 16 for `resnet_small`, 10 for `wrn34_10`).
+        timm_name: the network if `name` is "timm".
+        pretrained: start from timm's published weights; only if `name` is "timm".
+
+    Returns:
+        A network that takes float images (N, C, H, W) in [0, 1] and gives logits (N, num_classes). The names
+        of its modules, parameters and buffers are those of the backbone. Its initial weights are drawn from
+        torch's global generator alone.
+
+    Raises:
+        UserError: unknown name, or an option that the network does not have or cannot fulfil.
+    """
+    if name not in MODELS:
+        if timm.is_model(name):
+            raise UserError(
+                f"Unknown model '{name}': it is one of timm's, so give model=timm model.name={name}."
+            )
+        raise UserError(f"Unknown model '{name}': {choose_from(name, MODELS)}.")
+    if num_classes < 2:
+        raise UserError(f"A classifier needs two classes or more, not {num_classes}: check the data set.")
+    options = {"image_size": image_size, "width": width, "timm_name": timm_name, "pretrained": pretrained}
+    backbone = MODELS[name](
+        num_classes=num_classes, in_channels=in_channels, **_options_of(name, MODELS[name], options)
+    )
+    return normalise_first(backbone, mean, std, in_channels)
+
+
+def _options_of(name: str, builder: Callable[..., nn.Module], options: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(builder).parameters
+    typed = {"width": "model.width", "timm_name": "model.name", "pretrained": "model.pretrained"}
+    for option, as_typed in typed.items():
+        given = options[option] is not None and options[option] is not False
+        if given and option not in known:
+            raise UserError(f"model={name} has no option {as_typed}: leave it out.")
+    return {option: value for option, value in options.items() if option in known and value is not None}

@@ -1,0 +1,96 @@
+"""Progress of long work: a bar with rate and time left, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY = 20.0  # seconds between plain lines
+
+
+def make_console() -> Console:
+    """The console for people: standard error, so that standard output stays clean."""
+    return Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty())
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("–" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+
+
+class Meter:
+    """Counts finished units of one piece of work. Made by `measured`."""
+
+    def __init__(self, name: str, total: int, unit: str, bar: Progress | None) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0
+        self.began = self._said = time.monotonic()
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task(name, total=total, unit=unit)
+
+    def advance(self, units: int) -> None:
+        """Tells that `units` more are done; never waits for the device."""
+        self.done += units
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task, units)
+        elif time.monotonic() - self._said > LINE_EVERY:
+            self._said = time.monotonic()
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            share = 100 * self.done / max(self.total, 1)
+            log.info("%s: %.0f %%, %.0f %s/s, %.0f s left", self.name, share, self.rate, self.unit, left)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self.began
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the beginning."""
+        return self.done / max(self.seconds, 1e-9)
+
+
+@contextmanager
+def measured(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
+    """Shows how far a piece of work is, from its beginning to its end.
+
+    Args:
+        name: what is being done, e.g. `at 3/110`.
+        total: how many units there are in all.
+        unit: plural name of a unit.
+    """
+    console = make_console()
+    if not console.is_terminal:
+        yield Meter(name, total, unit, None)
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn(compact=True)
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Meter(name, total, unit, bar)
+
+
+def set_up_logging() -> None:
+    """Sends our messages to the console; warnings are marked."""
+    root = logging.getLogger("rift")
+    root.handlers.clear()
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    console = make_console()
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    root.addHandler(handler)

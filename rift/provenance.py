@@ -1,0 +1,54 @@
+"""The circumstances of a result: command, commit, versions, host."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "safetensors")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every library that can change a number."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def provenance() -> dict[str, object]:
+    """What a result file says of how it came about; JSON-able, without secrets."""
+    # Installed into somebody's environment, the nearest repository is not ours.
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    status = _git("status", "--porcelain", "--untracked-files=no") if ours else None
+    return {
+        "command": shlex.join([Path(sys.executable).name, "-m", "rift", *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD") if ours else None,
+        "dirty": bool(status) if status is not None else None,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

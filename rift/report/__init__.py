@@ -1,0 +1,21 @@
+"""Tables and figures from result files alone; nothing here trains, and nothing here imports torch."""
+
+from __future__ import annotations
+
+from rift.report.job import job_frame, job_title, print_job_table
+from rift.report.page import job_report
+from rift.report.results import Job, read_jobs, read_summary
+from rift.report.study import jobs_frame, one_job_per_seed, study_frame
+
+__all__ = [
+    "Job",
+    "job_frame",
+    "job_report",
+    "job_title",
+    "jobs_frame",
+    "one_job_per_seed",
+    "print_job_table",
+    "read_jobs",
+    "read_summary",
+    "study_frame",
+]

@@ -1,0 +1,143 @@
+"""The table of one job: AT, RiFT and their difference, beside the paper's row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from rift.report.cells import MISSING, binomial_error, number, p_value, paired_error
+from rift.report.paper import paper_row
+from rift.report.tables import rich_table
+
+SMOKE_MARK = "smoke run: not a result"
+_WIDE = 120  # columns that the table needs without line breaks in its cells
+
+
+def job_title(summary: dict[str, Any]) -> str:
+    """The run's name, with a mark if it was only a smoke run."""
+    return f"{summary['name']} ({SMOKE_MARK})" if summary.get("smoke") else summary["name"]
+
+
+def attack_text(summary: dict[str, Any]) -> str:
+    """`pgd10, linf, 8/255, 10 steps`, as far as the summary says."""
+    attack = summary.get("attack") or {}
+    parts = [attack.get("name"), attack.get("norm"), attack.get("epsilon")]
+    parts += [f"{attack['steps']} steps"] if attack.get("steps") is not None else []
+    return ", ".join(str(part) for part in parts if part is not None) or MISSING
+
+
+def job_frame(summary: dict[str, Any]) -> pd.DataFrame:
+    """Three rows of finished cells: clean, and robust by both readings of "worst of k".
+
+    AT and RiFT carry the binomial standard error of the test set. Δ carries the standard error of the
+    paired difference and the paired test's p-value where the summary counts the images on which the two
+    models disagree; these counts are per image, so for k > 1 they belong to the reading per image.
+    """
+    restarts = (summary.get("attack") or {}).get("restarts")
+    of = f" of {restarts}" if restarts else ""
+    paired = summary.get("paired") or {}
+    robust = paired.get("robust")
+    rows = [
+        _row(summary, "clean", "clean_accuracy", paired.get("clean"), "clean"),
+        _row(
+            summary, f"robust (worst run{of})", "robust_accuracy", robust if restarts == 1 else None, "robust"
+        ),
+        _row(summary, f"robust (worst per image{of})", "robust_accuracy_per_image", robust, None),
+    ]
+    frame = pd.DataFrame(rows)
+    return frame if paper_row(summary) else frame[[c for c in frame if not c.startswith("paper")]]
+
+
+def job_explanations(summary: dict[str, Any]) -> list[str]:
+    """How to read the table: what α* is, the attack, the interval, where the paper's numbers come from."""
+    lines = [f"Attack: {attack_text(summary)}."]
+    modules, alpha = summary.get("target_modules") or [], summary.get("alpha")
+    if modules:
+        shown = ", ".join(modules[:5]) + (f" and {len(modules) - 5} more" if len(modules) > 5 else "")
+        lines.append(f"Fine-tuned: {shown} ({summary.get('target') or 'by name'}).")
+    if alpha is not None:
+        tolerance = summary.get("alpha_tolerance")
+        rule = (
+            ""
+            if tolerance is None
+            else f", best clean accuracy with robust at most {number(100 * tolerance)} points under AT"
+        )
+        lines.append(f"RiFT: α* = {number(alpha)}{rule}.")
+    images = (summary.get("at") or {}).get("num_images")
+    if images:
+        test = "; p is of a paired test on the same images" if summary.get("paired") else ""
+        lines.append(f"± is one standard error on {images} test images{test}.")
+    row = paper_row(summary)
+    lines.append(f"Paper: {row.source}, mean of 3 seeds." if row else "The paper reports no such row.")
+    return lines
+
+
+def print_job_table(console: Console, summary: dict[str, Any]) -> None:
+    """Prints the job's table and, below it, how the run differs from the paper and its notes.
+
+    Fits 80 columns; with 120 or more each row is one line.
+    """
+    frame = job_frame(summary)
+    narrow = console.width < _WIDE
+    if narrow:
+        frame = frame.map(lambda cell: cell.replace(" (", "\n("))
+        frame.columns = [name.replace("paper ", "paper\n") for name in frame]
+    console.print(rich_table(frame, job_title(summary), gap=1 if narrow else 2))
+    for line in job_explanations(summary):
+        _print_indented(console, line, style="dim")
+    differences = summary.get("differences") or []
+    if differences:
+        _print_indented(console, "How this run differs from the paper's protocol:")
+    for line in differences:
+        _print_indented(console, f"- {line}")
+    for line in summary.get("notes") or []:
+        _print_indented(console, f"Note: {line}")
+
+
+def _print_indented(console: Console, line: str, style: str = "") -> None:
+    console.print(Padding(Text(line, style=style), (0, 0, 0, 2), expand=False))
+
+
+def _row(
+    summary: dict[str, Any], name: str, metric: str, paired: dict[str, Any] | None, paper_metric: str | None
+) -> dict[str, str]:
+    at, rift = summary.get("at") or {}, summary.get("rift") or {}
+    cells = {
+        "accuracy (%)": name,
+        "AT": _accuracy(at.get(metric), at.get("num_images")),
+        "RiFT": _accuracy(rift.get(metric), rift.get("num_images")),
+        "Δ (points)": _difference(at.get(metric), rift.get(metric), at.get("num_images"), paired),
+    }
+    row = paper_row(summary) if paper_metric else None
+    values = (
+        (row.at[paper_metric], row.rift and row.rift[paper_metric], row.delta(paper_metric))
+        if row
+        else (None,) * 3
+    )
+    cells["paper AT"], cells["paper RiFT"] = number(values[0]), number(values[1])
+    cells["paper Δ"] = number(values[2], signed=True)
+    return cells
+
+
+def _accuracy(accuracy: float | None, num_images: int | None) -> str:
+    if accuracy is None or not num_images:
+        return number(accuracy and 100 * accuracy)
+    return f"{number(100 * accuracy)} ± {number(100 * binomial_error(accuracy, num_images))}"
+
+
+def _difference(
+    at: float | None, rift: float | None, num_images: int | None, paired: dict[str, Any] | None
+) -> str:
+    if at is None or rift is None:
+        return MISSING
+    text = number(100 * (rift - at), signed=True)
+    only_at, only_rift, p = (
+        (paired.get(key) for key in ("only_at", "only_rift", "p_value")) if paired else (None,) * 3
+    )
+    if num_images and only_at is not None and only_rift is not None:
+        text += f" ± {number(100 * paired_error(only_at, only_rift, num_images))}"
+    return text if p is None else f"{text} ({p_value(p)})"

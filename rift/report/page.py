@@ -1,0 +1,129 @@
+"""The page of one job: `report.md` and its figures, written into the job's folder."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from rift.report.cells import MISSING, number
+from rift.report.figures import alpha_figure, mrc_figure, save_figure
+from rift.report.job import SMOKE_MARK, job_explanations, job_frame, job_title, print_job_table
+from rift.report.results import SUMMARY_FILE, read_summary
+from rift.report.tables import markdown_table
+
+_TEXT_WIDTH = 100
+
+
+def job_report(job_folder: Path) -> dict[str, Any]:
+    """Writes `report.md` and `figures/{mrc,alpha}.{png,pdf}` into a finished job's folder.
+
+    Figures of stages that did not run are left out.
+
+    Returns:
+        `table`: what a terminal shows, as plain text; `page`: the path of `report.md`; `figures`: the
+        paths of the figures, PNG and PDF.
+
+    Raises:
+        UserError: the folder holds no readable `summary.json`.
+    """
+    summary = read_summary(job_folder / SUMMARY_FILE)
+    figures = job_figures(summary, job_folder / "figures")
+    page = job_folder / "report.md"
+    pngs = [figure.relative_to(job_folder) for figure in figures if figure.suffix == ".png"]
+    page.write_text(job_markdown(summary, pngs), encoding="utf-8")
+    return {"table": job_text(summary), "page": page, "figures": figures}
+
+
+def job_figures(summary: dict[str, Any], folder: Path, prefix: str = "") -> list[Path]:
+    """Writes the figures that the summary has data for, as `<folder>/<prefix>mrc.png` and so on."""
+    paths = []
+    if summary.get("mrc"):
+        paths += save_figure(mrc_figure(summary), folder / f"{prefix}mrc.png")
+    if summary.get("sweep"):
+        paths += save_figure(alpha_figure(summary), folder / f"{prefix}alpha.png")
+    return paths
+
+
+def job_text(summary: dict[str, Any]) -> str:
+    """What `print_job_table` shows, as plain text."""
+    console = Console(file=io.StringIO(), width=_TEXT_WIDTH, color_system=None)
+    print_job_table(console, summary)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def job_markdown(summary: dict[str, Any], figures: list[Path]) -> str:
+    """The whole page; `figures` are paths relative to it."""
+    parts = [f"# {job_title(summary)}"]
+    if summary.get("smoke"):
+        parts.append(f"**{SMOKE_MARK[0].upper()}{SMOKE_MARK[1:]}.**")
+    parts += [markdown_table(job_frame(summary)), " ".join(job_explanations(summary))]
+    if summary.get("differences"):
+        parts += ["## How this run differs from the paper's protocol", _bullets(summary["differences"])]
+    if summary.get("notes"):
+        parts += ["## Notes", _bullets(summary["notes"])]
+    parts += [f"![{figure.stem}]({figure.as_posix()})" for figure in figures]
+    if summary.get("sweep"):
+        parts += ["## Along α", markdown_table(_sweep_frame(summary), text_columns=0)]
+    if summary.get("mrc"):
+        parts += ["## Scan, in network order", markdown_table(_scan_frame(summary))]
+    origin = _origin(summary)
+    parts += ["## Where the numbers come from", _bullets(origin)] if origin else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _sweep_frame(summary: dict[str, Any]) -> pd.DataFrame:
+    alpha = summary.get("alpha")
+    return pd.DataFrame(
+        {
+            "α": number(point["alpha"])
+            + (" *" if alpha is not None and abs(point["alpha"] - alpha) < 1e-9 else ""),
+            "clean (%)": number(100 * point["clean_accuracy"]),
+            "robust (%)": number(100 * point["robust_accuracy"]),
+        }
+        for point in sorted(summary["sweep"], key=lambda point: point["alpha"])
+    )
+
+
+def _scan_frame(summary: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "module": f"`{entry['module']}`",
+            "rank": str(entry.get("rank", MISSING)),
+            "MRC": number(entry["mrc"], 4),
+            "robust accuracy drop (points)": number(100 * entry["robust_accuracy_drop"]),
+            "relative norm": number(entry.get("relative_norm"), 4),
+        }
+        for entry in summary["mrc"]
+    )
+
+
+def _origin(summary: dict[str, Any]) -> list[str]:
+    provenance = summary.get("provenance") or {}
+    lines = []
+    if provenance.get("command"):
+        lines.append(f"command: `{provenance['command']}`")
+    if provenance.get("commit"):
+        lines.append(
+            f"commit: `{provenance['commit']}`"
+            + (" with uncommitted changes" if provenance.get("dirty") else "")
+        )
+    if provenance.get("device"):
+        lines.append(f"device: {provenance['device']}")
+    if isinstance(provenance.get("versions"), dict):
+        lines.append(
+            "versions: " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+        )
+    seconds = {
+        stage: value for stage, value in (summary.get("wall_seconds") or {}).items() if value is not None
+    }
+    if seconds:
+        lines.append("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
+    return lines

@@ -1,0 +1,109 @@
+"""Finds and reads the summaries of finished jobs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rift.errors import UserError
+
+SUMMARY_FILE = "summary.json"
+FORMAT = 1
+_TEXTS = ("name", "model", "dataset", "method")
+_OBJECTS = ("attack", "at", "rift", "paired", "overrides", "provenance", "wall_seconds")
+_ACCURACIES = ("clean_accuracy", "robust_accuracy", "robust_accuracy_per_image")
+_ROWS = {
+    "mrc": ("module", ("mrc", "robust_accuracy_drop")),
+    "sweep": ("alpha", ("alpha", "clean_accuracy", "robust_accuracy")),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One finished job: its folder, its summary, and when the summary was written (seconds, file time)."""
+
+    folder: Path
+    summary: dict[str, Any]
+    written: float
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads one `summary.json`; raises `UserError` if it is not a summary of a known format."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    problem = _problem(summary)
+    if problem:
+        raise UserError(f"{path} {problem}")
+    return summary
+
+
+def read_jobs(paths: Iterable[Path]) -> tuple[list[Job], list[str]]:
+    """Reads every summary under some folders.
+
+    Args:
+        paths: folders, searched to any depth, or `summary.json` files.
+
+    Returns:
+        The jobs, ordered by folder, each once however often it was reached; and one warning for each
+        file that was skipped because it could not be understood.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    files: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give folders that hold finished jobs, e.g. outputs/jobs")
+        found = [path] if path.is_file() else path.rglob(SUMMARY_FILE)
+        files.update({file.resolve(): file for file in found})
+    jobs, warnings = [], []
+    for file in sorted(files.values()):
+        try:
+            jobs.append(Job(file.parent, read_summary(file), file.stat().st_mtime))
+        except UserError as error:
+            warnings.append(f"skipped: {error}")
+    return jobs, warnings
+
+
+def _problem(summary: Any) -> str | None:
+    """Says what keeps a parsed file from being a summary, or None."""
+    if not isinstance(summary, dict):
+        return "is not a job's summary"
+    if summary.get("format") != FORMAT:
+        return f"has format {summary.get('format')!r}, and this version reads format {FORMAT}"
+    for key in _TEXTS:
+        if not isinstance(summary.get(key), str):
+            return f"has no text under '{key}'"
+    if not isinstance(summary.get("seed"), int):
+        return "has no whole number under 'seed'"
+    for key in _OBJECTS:
+        if not isinstance(summary.get(key) or {}, dict):
+            return f"has something else than an object under '{key}'"
+    for key in ("at", "rift"):
+        for metric in _ACCURACIES:
+            value = (summary.get(key) or {}).get(metric)
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                return f"has {value!r} as '{key}.{metric}', which is no fraction between 0 and 1"
+    for key, (label, numbers) in _ROWS.items():
+        if not _is_row_list(summary.get(key) or [], label, numbers):
+            return f"has a malformed list under '{key}'"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_row_list(rows: Any, label: str, numbers: tuple[str, ...]) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and label in row
+        and all(isinstance(row.get(key), int | float) for key in numbers)
+        for row in rows
+    )

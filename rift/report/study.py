@@ -1,0 +1,219 @@
+"""The table of many jobs: one row per setting, mean ± standard deviation over its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from rift.report.cells import MISSING, mean_and_std, number
+from rift.report.job import SMOKE_MARK, attack_text
+from rift.report.paper import canonical_target, paper_row
+from rift.report.results import Job
+
+SETTING = ["model", "dataset", "method", "protocol", "target", "attack", "settings", "smoke"]
+_METRICS = {
+    "clean": "clean_accuracy",
+    "robust": "robust_accuracy",
+    "robust_per_image": "robust_accuracy_per_image",
+}
+_MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift", "delta")] + ["alpha"]
+# What a command may change without changing what is measured, or what has a column of its own.
+_NO_SETTING = {
+    "seed", "study", "smoke", "stage", "model", "dataset", "method", "protocol", "attack", "logger", "hydra",
+    "output", "dataset.root", "dataset.download", "dataset.cache", "runtime.device", "runtime.workers",
+    "stage.finetune.target",
+}  # fmt: skip
+_NO_SETTING_GROUPS = ("logger.", "hydra.", "output.")
+
+
+def settings_text(overrides: dict[str, Any] | None) -> str:
+    """The overrides that tell two rows of a sweep apart, `stage.finetune.lr=0.01`, in a fixed order."""
+    kept = {
+        key: value
+        for key, value in (overrides or {}).items()
+        if key not in _NO_SETTING and not key.startswith(_NO_SETTING_GROUPS)
+    }
+    return " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in sorted(kept.items())
+    )
+
+
+def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
+    """One row per job: its setting, seed, accuracies in percent, differences in points, α, and its origin."""
+    records = []
+    for job in jobs:
+        summary = job.summary
+        at, rift = summary.get("at") or {}, summary.get("rift") or {}
+        restarts = (summary.get("attack") or {}).get("restarts")
+        record = {
+            key: summary.get(key) for key in ("model", "dataset", "method", "protocol", "seed", "name", "key")
+        }
+        record |= {
+            "target": canonical_target(summary),
+            "attack": attack_text(summary) + (f", {restarts} runs" if restarts else ""),
+            "settings": settings_text(summary.get("overrides")),
+            "smoke": bool(summary.get("smoke")),
+        }
+        for metric, key in _METRICS.items():
+            before, after = at.get(key), rift.get(key)
+            both = before is not None and after is not None
+            record[f"{metric}_at"] = None if before is None else 100 * before
+            record[f"{metric}_rift"] = None if after is None else 100 * after
+            record[f"{metric}_delta"] = 100 * (after - before) if both else None
+        record |= {
+            "alpha": summary.get("alpha"),
+            "folder": str(job.folder),
+            "written": job.written,
+            "job": job,
+        }
+        records.append(record)
+    columns = [*SETTING, "seed", *_MEASURED, "name", "key", "folder", "written", "job"]
+    frame = pd.DataFrame(records, columns=columns)
+    frame[_MEASURED] = frame[_MEASURED].astype(float)
+    frame[SETTING[:-1]] = frame[SETTING[:-1]].fillna("").astype(str)
+    return frame
+
+
+def one_job_per_seed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Keeps one job per setting and seed: of the most complete ones, the newest.
+
+    Returns:
+        The jobs kept, and one warning for each seed that had several jobs. The same job found in
+        several places with the same numbers is no reason to warn.
+    """
+    frame = frame.assign(complete=frame[_MEASURED].notna().sum(axis=1))
+    newest_last = frame.sort_values(["complete", "written", "folder"], kind="stable")
+    kept, warnings = [], []
+    for _, same in newest_last.groupby([*SETTING, "seed"], sort=False):
+        kept.append(same.index[-1])
+        if len(same[["key", *_MEASURED]].drop_duplicates()) > 1:
+            used = same.iloc[-1]
+            others = ", ".join(same["folder"].iloc[:-1])
+            warnings.append(
+                f"seed {used['seed']} of {used['name']} has {len(same)} jobs; "
+                f"used {used['folder']}, not {others}"
+            )
+    return frame.loc[sorted(kept)].drop(columns="complete"), warnings
+
+
+def study_frame(jobs: pd.DataFrame) -> pd.DataFrame:
+    """One row of numbers per setting, for CSV and further work: mean, std (n-1) and the paper's values.
+
+    Accuracies in percent, differences in points; a std over fewer than two seeds is missing.
+    """
+    rows = []
+    for setting, group in _settings(jobs):
+        row = dict(setting) | {
+            "n": len(group),
+            "seeds": " ".join(str(seed) for seed in sorted(group["seed"])),
+        }
+        for column in _MEASURED:
+            row[f"{column}_mean"] = group[column].mean()
+            row[f"{column}_std"] = group[column].std(ddof=1)
+        row |= _paper_numbers(group)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def study_cells(jobs: pd.DataFrame, *, stacked: bool) -> pd.DataFrame:
+    """One row of finished cells per setting.
+
+    Args:
+        jobs: as `one_job_per_seed` returns them.
+        stacked: with clean above robust in each cell, for a terminal of 80 columns; otherwise side by
+            side, and columns that would be empty in every row are left out.
+    """
+    if stacked:
+        name_attack = jobs["attack"].nunique() > 1
+        return pd.DataFrame([_stacked(*row, name_attack) for row in _settings(jobs)])
+    return _without_empty_columns(pd.DataFrame([_flat(*row) for row in _settings(jobs)]))
+
+
+def study_caption(jobs: pd.DataFrame) -> str:
+    """How to read the table, in a few sentences."""
+    attacks = jobs["attack"].unique()
+    attack = f"the worst run of {attacks[0]}" if len(attacks) == 1 else "the worst run of the attack named"
+    sources = {row.source for job in jobs["job"] if (row := paper_row(job.summary))}
+    paper = f" Paper: {'; '.join(sorted(sources))}." if sources else ""
+    return (
+        f"Accuracy in percent, mean ± standard deviation over n seeds; Δ in points. Robust: {attack}.{paper}"
+    )
+
+
+def _settings(jobs: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
+    for values, group in jobs.groupby(SETTING, sort=True):
+        yield dict(zip(SETTING, values, strict=True)), group
+
+
+def _paper_numbers(group: pd.DataFrame) -> dict[str, float | None]:
+    row = paper_row(group["job"].iloc[0].summary)
+    numbers: dict[str, float | None] = {}
+    for metric in ("clean", "robust"):
+        numbers[f"paper_{metric}_at"] = row.at[metric] if row else None
+        numbers[f"paper_{metric}_rift"] = row.rift[metric] if row and row.rift else None
+        numbers[f"paper_{metric}_delta"] = row.delta(metric) if row else None
+    return numbers
+
+
+def _cells(group: pd.DataFrame) -> dict[str, str]:
+    """Every formatted number of a row, by the names of `study_frame`."""
+    cells = {
+        name: mean_and_std(group[name], expected=len(group), signed=name.endswith("delta"))
+        for name in _MEASURED
+    }
+    return cells | {
+        name: number(value, signed=name.endswith("delta")) for name, value in _paper_numbers(group).items()
+    }
+
+
+def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
+    cells = _cells(group)
+    settings = " ".join(
+        part for part in (setting["settings"], f"({SMOKE_MARK})" if setting["smoke"] else "") if part
+    )
+    row = {key: setting[key] or MISSING for key in SETTING[:-2]} | {
+        "settings": settings or MISSING,
+        "n": str(len(group)),
+    }
+    row["α*"] = cells["alpha"]
+    for prefix, head in (("", ""), ("paper_", "paper ")):
+        for metric in ("clean", "robust"):
+            for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
+                row[f"{head}{metric} {shown}"] = cells[f"{prefix}{metric}_{part}"]
+    return row
+
+
+def _stacked(setting: dict[str, Any], group: pd.DataFrame, name_attack: bool) -> dict[str, str]:
+    cells = _cells(group)
+    lines = [f"{setting['model']} {setting['dataset']} {setting['method']}"]
+    lines.append(", ".join(setting[key] for key in ("protocol", "target") if setting[key]))
+    lines += [setting["attack"]] if name_attack else []
+    lines += setting["settings"].split()
+    lines.append(f"n = {len(group)}" + ("" if cells["alpha"] == MISSING else f", α* = {cells['alpha']}"))
+    lines += [SMOKE_MARK] if setting["smoke"] else []
+    # The paper's numbers stand under ours, not beside them: so the table fits 80 columns.
+    metrics = [("", "clean"), ("paper_", "clean"), ("", "robust"), ("paper_", "robust")]
+    if paper_row(group["job"].iloc[0].summary) is None:
+        metrics = metrics[::2]
+    row = {
+        "setting": "\n".join(line for line in lines if line),
+        "": "\n".join("  paper" if prefix else metric for prefix, metric in metrics),
+    }
+    for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
+        row[shown] = "\n".join(cells[f"{prefix}{metric}_{part}"] for prefix, metric in metrics)
+    return row
+
+
+def _without_empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drops optional columns that say nothing: no paper row anywhere, no settings anywhere."""
+    empty = [
+        name
+        for name in frame.columns
+        if (name.startswith("paper") or name in ("settings", "target", "protocol"))
+        and (frame[name] == MISSING).all()
+    ]
+    return frame.drop(columns=empty)

@@ -1,0 +1,16 @@
+"""Device, precision, modes, and the fast forms of a network that the inner loops run through."""
+
+from rift.runtime.crafting import CraftingNetwork
+from rift.runtime.device import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
+from rift.runtime.modes import batchnorm_layers, borrowed
+
+__all__ = [
+    "CraftingNetwork",
+    "Runtime",
+    "batchnorm_layers",
+    "borrowed",
+    "choose_device",
+    "choose_precision",
+    "seed_everything",
+    "set_global_switches",
+]

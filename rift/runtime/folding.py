@@ -1,0 +1,115 @@
+"""A frozen twin of a network with each BatchNorm folded into the convolution before it.
+
+In eval mode BatchNorm is a fixed affine map, so a convolution followed by one is a single convolution.
+Attacks run through the twin ten times for each weight update: it has no BatchNorm to compute, no weight
+gradients, and may live in lower precision.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from rift.models.normalisation import Normalize
+
+
+class _Tracer(fx.Tracer):
+    """Keeps the normalisation as one call, so that it can be told from the rest."""
+
+    def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(module, Normalize) or super().is_leaf_module(module, module_qualified_name)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Names of a convolution and of the BatchNorm that alone uses its output."""
+
+    convolution: str
+    batchnorm: str
+
+
+def trace(network: nn.Module) -> fx.GraphModule:
+    """The network's eval-mode graph over a copy of its modules.
+
+    Raises:
+        torch.fx.proxy.TraceError, TypeError, ...: the network's Python cannot be traced.
+    """
+    twin = copy.deepcopy(network).eval().requires_grad_(False)
+    return fx.GraphModule(twin, _Tracer().trace(twin))
+
+
+def foldable_pairs(graph_module: fx.GraphModule) -> list[Pair]:
+    """Convolution–BatchNorm pairs where nothing else sees the convolution's output."""
+    modules = dict(graph_module.named_modules())
+    calls = [node.target for node in graph_module.graph.nodes if node.op == "call_module"]
+    pairs = []
+    for node in graph_module.graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        before = node.args[0] if node.args else None
+        if (
+            isinstance(before, fx.Node)
+            and before.op == "call_module"
+            and type(modules[before.target]) is nn.Conv2d
+            and len(before.users) == 1
+            and modules[node.target].track_running_stats
+            and calls.count(before.target) == 1  # a shared layer keeps its own weights
+            and calls.count(node.target) == 1
+        ):
+            pairs.append(Pair(before.target, node.target))
+    return pairs
+
+
+def scale_and_shift(batchnorm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The affine map that eval-mode BatchNorm is: y = scale * x + shift, each (C,)."""
+    scale = torch.rsqrt(batchnorm.running_var + batchnorm.eps)
+    if batchnorm.affine:
+        scale = scale * batchnorm.weight
+    shift = -batchnorm.running_mean * scale
+    if batchnorm.affine:
+        shift = shift + batchnorm.bias
+    return scale, shift
+
+
+def fold(graph_module: fx.GraphModule, pairs: list[Pair]) -> None:
+    """Removes the pairs' BatchNorms from the graph and gives their convolutions a bias; in place.
+
+    The weights are not yet right: `refresh` computes them.
+    """
+    by_name = {pair.batchnorm for pair in pairs}
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_module" and node.target in by_name:
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+    for pair in pairs:
+        convolution = graph_module.get_submodule(pair.convolution)
+        if convolution.bias is None:
+            convolution.bias = nn.Parameter(
+                torch.zeros_like(convolution.weight[:, 0, 0, 0]), requires_grad=False
+            )
+        graph_module.delete_submodule(pair.batchnorm)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+@torch.no_grad()
+def refresh(folded: nn.Module, network: nn.Module, pairs: list[Pair]) -> None:
+    """Copies the network's present weights and statistics into its folded twin, in place.
+
+    Storage is kept, so whatever captured the twin's addresses (a CUDA graph) sees the new weights.
+    """
+    source = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    folded_names = {f"{pair.convolution}.{kind}" for pair in pairs for kind in ("weight", "bias")}
+    targets = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
+    for name, target in targets.items():
+        if name not in folded_names:
+            target.copy_(source[name])
+    for pair in pairs:
+        convolution = network.get_submodule(pair.convolution)
+        scale, shift = scale_and_shift(network.get_submodule(pair.batchnorm))
+        targets[f"{pair.convolution}.weight"].copy_(convolution.weight * scale.view(-1, 1, 1, 1))
+        bias = shift if convolution.bias is None else shift + convolution.bias * scale
+        targets[f"{pair.convolution}.bias"].copy_(bias)

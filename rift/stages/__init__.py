@@ -1,0 +1,21 @@
+"""The paper, one file per step."""
+
+from rift.stages.adversarial_training import adversarial_training
+from rift.stages.evaluation import evaluation, mcnemar
+from rift.stages.fine_tuning import choose_modules, fine_tuning
+from rift.stages.interpolation import best_alpha, interpolate, interpolation
+from rift.stages.mrc_scan import mrc_scan
+from rift.stages.session import Session
+
+__all__ = [
+    "Session",
+    "adversarial_training",
+    "best_alpha",
+    "choose_modules",
+    "evaluation",
+    "fine_tuning",
+    "interpolate",
+    "interpolation",
+    "mcnemar",
+    "mrc_scan",
+]

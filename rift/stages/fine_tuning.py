@@ -1,0 +1,136 @@
+"""Step 2, fine-tuning: clean images, everything frozen but the module that robustness needs least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rift.attacks.evaluation import correct
+from rift.config import TARGETS, FinetuneConfig
+from rift.data import batches
+from rift.errors import UserError, choose_from
+from rift.models import scannable_modules
+from rift.progress import measured
+from rift.runtime import batchnorm_layers, borrowed, seed_everything
+from rift.stages.session import Session
+from rift.stages.training import Training
+from rift.store import StageFolder
+
+
+def choose_modules(target: str, top_k: int, network: nn.Module, ranking: list[str] | None) -> list[str]:
+    """The names of the modules that a target stands for, in network order.
+
+    Args:
+        target: one of `TARGETS`, or a module's exact name.
+        top_k: how many, for `top_k`.
+        network: whose modules they are.
+        ranking: module names, least critical first; needed for the targets that speak of criticality.
+
+    Raises:
+        UserError: no such module, or more modules than were ranked.
+    """
+    names = list(scannable_modules(network))
+    if target == "none":
+        return []
+    if target == "all":
+        return names
+    if target == "last_layer":
+        return names[-1:]
+    if target in ("least_critical", "most_critical", "top_k"):
+        assert ranking is not None
+        if top_k > len(ranking) and target == "top_k":
+            raise UserError(
+                f"stage.finetune.top_k={top_k}, but only {len(ranking)} modules were ranked: give fewer."
+            )
+        ranges = {"least_critical": ranking[:1], "most_critical": ranking[-1:], "top_k": ranking[:top_k]}
+        chosen = ranges[target]
+        return [name for name in names if name in chosen]
+    if target not in names:
+        known = choose_from(target, [*TARGETS, *names])
+        raise UserError(f"stage.finetune.target={target} is no module of this network: {known}.")
+    return [target]
+
+
+def fine_tuning(
+    session: Session,
+    folder: StageFolder,
+    options: FinetuneConfig,
+    theta_at: dict[str, Tensor],
+    modules: list[str],
+    augmentation: dict[str, Any],
+) -> dict[str, Any]:
+    """Fine-tunes the named modules of θ_AT on clean images; Sec. 3.4 and 5.1 of the paper.
+
+    Every other parameter stays bit for bit as it was. Running statistics of BatchNorm move with
+    `batchnorm=train` (what the published code does) and stay with `frozen` (what the paper says).
+
+    Args:
+        session: data, machine, seed.
+        folder: gets `best` and `last` weights and a metrics row per epoch.
+        options: schedule, BatchNorm mode, selection split.
+        theta_at: the weights to start from.
+        modules: exact names; with none, only statistics move; with all, every parameter moves.
+        augmentation: `padding`, `padding_mode` and `flip` for `rift.data.batches`.
+
+    Returns:
+        The stage's result: the modules, the best and the last epoch's metrics.
+    """
+    network = session.network(theta_at)
+    everything = len(modules) == len(scannable_modules(network))
+    chosen = [network] if everything else [network.get_submodule(name) for name in modules]
+    network.requires_grad_(False)
+    parameters = [parameter.requires_grad_() for module in chosen for parameter in module.parameters()]
+    training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", session.runtime)
+    selection = session.dataset.split(options.selection_split)
+    for epoch in training.remaining():
+        seed_everything("finetune", session.seed, epoch)
+        row = _epoch(session, training, options, augmentation, epoch)
+        with borrowed(network, training=False):
+            right = correct(network, selection, session.runtime.batch_size, session.runtime.channels_last)
+        training.end_epoch(row | {"clean_accuracy": right.double().mean().item()})
+    return {"modules": modules, **training.finish(options.select)}
+
+
+def _epoch(
+    session: Session, training: Training, options: FinetuneConfig, augmentation: dict[str, Any], epoch: int
+) -> dict[str, Any]:
+    """One pass over the clean training images."""
+    network, runtime, train = training.network, session.runtime, session.dataset.train
+    network.train()
+    if options.batchnorm == "frozen":
+        for layer in batchnorm_layers(network):
+            layer.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    passes = batches(
+        train,
+        options.batch_size,
+        epoch=epoch,
+        seed=session.seed,
+        shuffle=True,
+        channels_last=runtime.channels_last,
+        **augmentation,
+    )
+    with measured(f"finetune {epoch + 1}/{training.epochs}", len(train)) as meter:
+        for images, labels, _ in passes:
+            with runtime.autocast():
+                logits = network(images).float()
+            loss = F.cross_entropy(logits, labels)
+            if training.optimizer is not None:
+                training.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                training.optimizer.step()
+            with torch.no_grad():
+                totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
+            meter.advance(len(labels))
+        loss_sum, right = totals.tolist()
+        return {
+            "epoch": epoch + 1,
+            "lr": training.lr,
+            "train_loss": loss_sum / len(train),
+            "train_clean_accuracy": right / len(train),
+            "seconds": meter.seconds,
+            "images_per_s": meter.rate,
+        }

@@ -1,0 +1,189 @@
+"""What adversarial training and fine-tuning share: optimiser, schedule, best and last epoch, resumption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from rift.config import TrainingConfig
+from rift.errors import UserError
+from rift.runtime import Runtime
+from rift.store import StageFolder
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], options: TrainingConfig, stage: str
+) -> torch.optim.Optimizer:
+    """Any optimiser of timm by name; weight decay on every parameter, as the published AT code has it.
+
+    Raises:
+        UserError: timm knows no such optimiser, or it takes no such options.
+    """
+    # timm's `momentum` is torch's SGD without Nesterov; the fused kernel computes the same update.
+    fused = {"fused": True} if options.optimizer in ("sgd", "momentum") else {}
+    try:
+        return create_optimizer_v2(
+            list(parameters),
+            opt=options.optimizer,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            filter_bias_and_bn=False,
+            **fused,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"stage.{stage}.optimizer={options.optimizer} cannot be used ({reason}): take one of timm's, "
+            "such as momentum or adamw."
+        ) from error
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingConfig, stage: str) -> Scheduler | None:
+    """Any schedule of timm by name; `schedule.step(epoch)` sets the rate of that epoch, counted from 0.
+
+    Raises:
+        UserError: timm knows no such schedule.
+    """
+    if options.schedule == "constant":
+        return None
+    # timm looks one epoch ahead in its milestones; ours say how many epochs run at the full rate.
+    milestones = [milestone + 1 for milestone in options.milestones]
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=options.schedule,
+        num_epochs=max(options.epochs, 1),
+        decay_milestones=milestones,
+        decay_rate=options.decay_rate,
+        warmup_epochs=0,
+    )
+    if schedule is None:
+        raise UserError(
+            f"stage.{stage}.schedule={options.schedule} is not known: use constant, multistep, cosine or "
+            "another of timm's."
+        )
+    return schedule
+
+
+class Training:
+    """A network on its way through the epochs of one stage.
+
+    Keeps the best and the last weights, appends each epoch to the metrics, and can stop and go on
+    between any two epochs.
+
+    Args:
+        folder: the stage's result folder.
+        network: trained in place.
+        parameters: those that the optimiser moves; none is allowed.
+        options: optimiser, schedule, epochs.
+        stage: the name of the stage in the configuration.
+        score: the metric by which an epoch is the best.
+        runtime: where tensors live.
+    """
+
+    def __init__(
+        self,
+        folder: StageFolder,
+        network: nn.Module,
+        parameters: Iterable[nn.Parameter],
+        options: TrainingConfig,
+        stage: str,
+        score: str,
+        runtime: Runtime,
+    ) -> None:
+        self.folder, self.network, self.score_name, self.stage = folder, network, score, stage
+        self.epochs = options.epochs
+        parameters = list(parameters)
+        self.optimizer = make_optimizer(parameters, options, stage) if parameters else None
+        self.schedule = make_schedule(self.optimizer, options, stage) if self.optimizer else None
+        self.best: dict[str, Tensor] = {}
+        self.best_row: dict[str, Any] | None = None
+        self.last_row: dict[str, Any] | None = None
+        self.next_epoch = 0
+        self._resume(runtime.device)
+
+    def remaining(self) -> Iterable[int]:
+        """The epochs still to be done, each with its learning rate set."""
+        for epoch in range(self.next_epoch, self.epochs):
+            if self.schedule is not None:
+                self.schedule.step(epoch)
+            yield epoch
+
+    @property
+    def lr(self) -> float:
+        """The present learning rate."""
+        return self.optimizer.param_groups[0]["lr"] if self.optimizer else 0.0
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Takes an epoch's metrics, keeps the weights if they are the best, and makes all of it durable.
+
+        Raises:
+            UserError: the loss is no number any more.
+        """
+        if not math.isfinite(row["train_loss"]):
+            raise UserError(
+                f"Training diverged in epoch {row['epoch']} (loss {row['train_loss']}): "
+                f"lower stage.{self.stage}.lr."
+            )
+        self.folder.add_row(row)
+        self.last_row = row
+        score = row.get(self.score_name)
+        if score is not None and (self.best_row is None or score > self.best_row[self.score_name]):
+            self.best_row = row
+            self.best = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self.next_epoch = row["epoch"]
+        self._save()
+
+    def finish(self, select: str) -> dict[str, Any]:
+        """Writes the weights of the best and of the last epoch; the part of the result that names them."""
+        self.folder.save("last", self.network.state_dict())
+        self.folder.save("best", self.best or self.network.state_dict())
+        return {"best": self.best_row, "last": self.last_row, "weights": select}
+
+    def _save(self) -> None:
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        plain: dict[str, dict[str, Any]] = {}
+        for index, state in (self.optimizer.state_dict()["state"] if self.optimizer else {}).items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = value
+                else:
+                    plain.setdefault(str(index), {})[name] = value
+        note = {
+            "next_epoch": self.next_epoch,
+            "best_row": self.best_row,
+            "last_row": self.last_row,
+            "optimizer": plain,
+        }
+        self.folder.save_resume_point(tensors, note)
+
+    def _resume(self, device: torch.device) -> None:
+        found = self.folder.load_resume_point(device)
+        if found is None:
+            return
+        tensors, note = found
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        self.best = part("best.")
+        self.best_row, self.last_row = note["best_row"], note["last_row"]
+        self.next_epoch = note["next_epoch"]
+        if self.optimizer is not None:
+            state: dict[int, dict[str, Any]] = {
+                int(index): dict(plain) for index, plain in note["optimizer"].items()
+            }
+            for name, value in part("optimizer.").items():
+                index, _, field = name.partition(".")
+                state.setdefault(int(index), {})[field] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})

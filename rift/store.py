@@ -1,0 +1,193 @@
+"""Result folders: named by what decides the result, shared by all jobs, finished or resumable.
+
+<output>/store/<stage>/<name>-<key>/
+    options.json      what decides the result; the key is its digest
+    result.json       what came out, and the circumstances
+    metrics.jsonl     one line per epoch, module or α
+    *.safetensors     weights and per-image data
+    resume.safetensors   while the stage runs: where to go on
+    manifest.json     SHA-256 of every file, written last: the mark of completion
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from rift.checkpoint import file_digest, load_tensors, save_json, save_tensors, write_atomically
+from rift.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RESUME = "resume.safetensors"
+MANIFEST = "manifest.json"
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for any value that JSON can hold; key order does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class StageFolder:
+    """One stage's result, finished or on its way. Made by `Store.folder`."""
+
+    def __init__(self, path: Path, stage: str, key: str, options: Mapping[str, Any]) -> None:
+        self.path = path
+        self.stage = stage
+        self.key = key
+        self.options = dict(options)
+        self.resumed = False
+        self.on_row: Callable[[Mapping[str, Any]], None] = lambda row: None
+        self._rows: list[dict[str, Any]] = []
+
+    # -- completion ------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the completion mark is there."""
+        return (self.path / MANIFEST).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Waits until no other job works on this folder, then holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.parent / f".{self.path.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s: another job is working on %s, waiting for it", self.stage, self.path)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self) -> None:
+        """Records what the folder is for, and takes over the rows of an earlier, interrupted attempt.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        stored = self.path / "options.json"
+        if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != self.options:
+            raise UserError(f"{self.path} holds a result of other options: move it away and try again.")
+        save_json(stored, self.options)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the result, drops the resume point, and sets the completion mark."""
+        save_json(self.path / "result.json", dict(result))
+        self._write_rows()
+        (self.path / RESUME).unlink(missing_ok=True)
+        for partial in self.path.glob(".*.partial"):
+            partial.unlink()
+        files = sorted(path for path in self.path.iterdir() if path.is_file() and path.name != MANIFEST)
+        save_json(self.path / MANIFEST, {"files": {path.name: file_digest(path) for path in files}})
+
+    def verify(self) -> None:
+        """Checks every file of a finished folder against the manifest.
+
+        Raises:
+            UserError: a file is missing or differs.
+        """
+        try:
+            files = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["files"]
+            damaged = [
+                name
+                for name, sha in files.items()
+                if not (self.path / name).is_file() or file_digest(self.path / name) != sha
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            damaged = [MANIFEST]
+        if damaged:
+            raise UserError(
+                f"{self.path / damaged[0]} is missing or damaged: delete that folder and give the command "
+                "again to make it anew."
+            )
+
+    # -- contents --------------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any]:
+        """The finished stage's result."""
+        return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> None:
+        """Writes `<name>.safetensors`."""
+        save_tensors(self.path / f"{name}.safetensors", tensors, note)
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Reads `<name>.safetensors`."""
+        return load_tensors(self.path / f"{name}.safetensors", device)[0]
+
+    # -- metrics ---------------------------------------------------------------------------------
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Appends one line to the metrics, and tells `on_row`."""
+        self._rows.append(dict(row))
+        self.on_row(row)
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics so far; of a finished folder, all of them."""
+        if self._rows or not self.finished:
+            return list(self._rows)
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def _write_rows(self) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self._rows)
+        write_atomically(
+            self.path / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8")
+        )
+
+    # -- resumption ------------------------------------------------------------------------------
+
+    def save_resume_point(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+        """Replaces the resume point; the metrics so far are part of it."""
+        save_tensors(self.path / RESUME, tensors, {"note": dict(note), "rows": self._rows})
+
+    def load_resume_point(
+        self, device: torch.device | str = "cpu"
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last resume point, or None; lines written after it are taken back."""
+        found = None
+        self._rows = []
+        if (self.path / RESUME).is_file():
+            tensors, note = load_tensors(self.path / RESUME, device)
+            self._rows = note["rows"]
+            self.resumed = True
+            found = tensors, note["note"]
+            for row in self._rows:
+                self.on_row(row)
+        self._write_rows()
+        return found
+
+
+class Store:
+    """All stage results below one output folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, stage: str, name: str, options: Mapping[str, Any]) -> StageFolder:
+        """The folder of the result that `options` decide; it need not exist.
+
+        Args:
+            stage: `at`, `mrc`, …: a folder of the store, and part of the key.
+            name: for people, e.g. `resnet18-cifar10-pgd_at-s0`.
+            options: everything that decides the result, and nothing else.
+        """
+        # Through JSON once, so that what is compared later is what was digested.
+        plain = json.loads(json.dumps({"stage": stage, **options}, allow_nan=False))
+        key = digest(plain)
+        return StageFolder(self.root / stage / f"{name}-{key}", stage, key, plain)

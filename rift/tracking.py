@@ -1,0 +1,187 @@
+"""Metrics out to W&B. The result files are the truth; this sink may be absent, offline, or fail."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import wandb
+
+log = logging.getLogger(__name__)
+
+# Each stage's own horizontal axis.
+AXES = {
+    "at": "epoch",
+    "mrc": "index",
+    "finetune": "epoch",
+    "interpolate": "alpha",
+    "evaluate_at": "run",
+    "evaluate_rift": "run",
+}
+
+
+class Tracker:
+    """Takes metrics and does nothing with them: `logger=none`."""
+
+    where: Path | None = None
+
+    def row(self, section: str, row: Mapping[str, Any]) -> None:
+        """One line of a stage's metrics; `section` is a key of `AXES`."""
+
+    def ranking(self, modules: list[dict[str, Any]]) -> None:
+        """The MRC of every module, as a table and a bar chart."""
+
+    def sweep(self, points: list[dict[str, Any]]) -> None:
+        """Clean against robust accuracy along α."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The job's final numbers."""
+
+    def figures(self, paths: list[Path]) -> None:
+        """PNG files."""
+
+    def close(self) -> None:
+        """After the last word."""
+
+
+def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
+    """Whatever W&B does, the run goes on: the first failure is said, then the sink is silent."""
+
+    @wraps(method)
+    def call(self: WandbTracker, *args: Any) -> None:
+        if self.broken:
+            return
+        try:
+            method(self, *args)
+        except Exception as error:  # anything may come out of a network client
+            self.broken = True
+            log.warning("W&B failed (%s); the run goes on, its metrics are in the result files", error)
+
+    return call
+
+
+class WandbTracker(Tracker):
+    """One W&B run per job, its id the job's key, so that a resumed job continues its run."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.broken = False
+        self.where = Path(run.settings.sync_dir)
+        for section, axis in AXES.items():
+            run.define_metric(f"{section}/{axis}", hidden=True)
+            run.define_metric(f"{section}/*", step_metric=f"{section}/{axis}")
+
+    @_forgiving
+    def row(self, section: str, row: Mapping[str, Any]) -> None:
+        self.run.log({f"{section}/{name}": value for name, value in row.items()})
+
+    @_forgiving
+    def ranking(self, modules: list[dict[str, Any]]) -> None:
+        columns = ["module", "rank", "mrc", "robust_accuracy_drop", "relative_norm"]
+        table = wandb.Table(columns=columns, data=[[entry[name] for name in columns] for entry in modules])
+        chart = wandb.plot.bar(table, "module", "mrc", title="Module robust criticality")
+        self.run.log({"mrc/ranking": table, "mrc/chart": chart})
+
+    @_forgiving
+    def sweep(self, points: list[dict[str, Any]]) -> None:
+        columns = ["alpha", "clean_accuracy", "robust_accuracy"]
+        table = wandb.Table(columns=columns, data=[[point[name] for name in columns] for point in points])
+        title = "Along α"
+        self.run.log(
+            {"interpolate/chart": wandb.plot.line(table, "clean_accuracy", "robust_accuracy", title=title)}
+        )
+
+    @_forgiving
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self.run.summary.update(dict(values))
+
+    @_forgiving
+    def figures(self, paths: list[Path]) -> None:
+        self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+    def close(self) -> None:
+        try:
+            self.run.finish()
+        except Exception as error:  # see _forgiving
+            log.warning("W&B could not close the run (%s); its metrics are in the result files", error)
+
+
+def has_credentials() -> bool:
+    """Whether W&B would find a key in the environment or the netrc file; nobody is asked."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def open_tracker(
+    name: str,
+    *,
+    mode: str,
+    project: str,
+    entity: str | None,
+    tags: list[str],
+    folder: Path,
+    job: str,
+    key: str,
+    study: str,
+    config: Mapping[str, Any],
+) -> Tracker:
+    """The tracker that the configuration asks for; never asks anything back.
+
+    Args:
+        name: `wandb` or `none`.
+        mode: `auto`, `online` or `offline`; auto is online if credentials exist. `WANDB_MODE` wins over auto.
+        project, entity, tags: W&B's.
+        folder: the job's; offline runs lie below its `wandb/`.
+        job: the run's name for people.
+        key: the run's id.
+        study: the run's group.
+        config: what was typed, resolved; holds no secrets.
+    """
+    if name == "none":
+        return Tracker()
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "online" if has_credentials() else "offline")
+        if mode == "offline":
+            log.info("W&B: offline (no credentials found); `wandb sync` sends the run later")
+    if mode == "disabled":
+        return Tracker()
+
+    def start(mode: str) -> Any:
+        settings = wandb.Settings(
+            init_timeout=60, console="off", silent=True, disable_git=True, save_code=False
+        )
+        return wandb.init(
+            project=project,
+            entity=entity,
+            tags=tags,
+            dir=str(folder),
+            id=key,
+            name=job,
+            group=study,
+            resume="allow",
+            mode=mode,
+            config=dict(config),
+            settings=settings,
+        )
+
+    try:
+        return WandbTracker(start(mode))
+    except Exception as error:  # no network, a wrong key, a full disk: the run matters more
+        log.warning("W&B could not start %s (%s)", mode, str(error).splitlines()[0] if str(error) else error)
+    try:
+        return WandbTracker(start("offline")) if mode != "offline" else Tracker()
+    except Exception as error:  # likewise
+        log.warning("W&B could not start offline either (%s); metrics go to the result files alone", error)
+        return Tracker()

@@ -1,0 +1,122 @@
+"""One job's table and page: exact cells from known numbers."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pandas as pd
+import pytest
+from report_samples import accuracies, resnet_modules, summary, write
+from rich.console import Console
+
+from rift.errors import UserError
+from rift.report import job_frame, job_report, print_job_table
+from rift.report.cells import MISSING, mean_and_std, number, p_value, paired_error
+
+
+def shown(run, width=140):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_job_table(console, run)
+    return console.file.getvalue()
+
+
+def test_cells_of_a_full_summary():
+    frame = job_frame(summary()).set_index("accuracy (%)")
+    assert list(frame.index) == ["clean", "robust (worst run of 3)", "robust (worst per image of 3)"]
+    assert list(frame.columns) == ["AT", "RiFT", "Δ (points)", "paper AT", "paper RiFT", "paper Δ"]
+    # sqrt(0.81 * 0.19 / 10 000) = 0.00392; paired: sqrt((525 - 275² / 10 000) / 10 000²) = 0.00227
+    assert frame.loc["clean"].tolist() == [
+        "81.00 ± 0.39", "83.75 ± 0.37", "+2.75 ± 0.23 (p < 0.0001)", "81.46", "83.44", "+1.98",
+    ]  # fmt: skip
+    assert frame.loc["robust (worst run of 3)"].tolist() == [
+        "53.00 ± 0.50", "53.05 ± 0.50", "+0.05", "53.63", "53.65", "+0.02",
+    ]  # fmt: skip
+    assert frame.loc["robust (worst per image of 3)"].tolist() == [
+        "52.00 ± 0.50", "51.95 ± 0.50", "-0.05 ± 0.11 (p = 0.71)", MISSING, MISSING, MISSING,
+    ]  # fmt: skip
+
+
+def test_with_one_restart_both_readings_carry_the_paired_test():
+    run = summary(attack=summary()["attack"] | {"restarts": 1}, at=accuracies(0.81, 0.52, 0.52))
+    run["rift"] = accuracies(0.83, 0.5195, 0.5195)
+    assert job_frame(run)["Δ (points)"].tolist()[1:] == ["-0.05 ± 0.11 (p = 0.71)"] * 2
+
+
+def test_missing_parts_are_dashes():
+    frame = job_frame(summary(rift=None, paired=None, alpha=None, dataset="digits")).set_index("accuracy (%)")
+    assert list(frame.columns) == ["AT", "RiFT", "Δ (points)"]
+    assert frame.loc["clean"].tolist() == ["81.00 ± 0.39", MISSING, MISSING]
+    frame = job_frame(summary(at=None, rift=None, paired=None))
+    assert frame[["AT", "RiFT", "Δ (points)"]].to_numpy().tolist() == [[MISSING] * 3] * 3
+    at = {"clean_accuracy": 0.5, "robust_accuracy": 0.0}  # no image count: no error; zero is a number
+    assert job_frame(summary(at=at, rift=None))["AT"].tolist() == ["50.00", "0.00", MISSING]
+
+
+def test_number_formats():
+    assert number(-0.001, signed=True) == "+0.00"
+    assert number(None) == number(math.nan) == MISSING
+    assert p_value(0.0321) == "p = 0.032"
+    assert p_value(0.0001) == "p = 0.0001"
+    assert p_value(1.0) == "p = 1"
+    assert paired_error(10, 10, 100) == pytest.approx(math.sqrt(0.2 / 100))
+    assert paired_error(0, 100, 100) == 0.0  # every image changes the same way: no spread
+
+
+def test_mean_and_std_use_the_sample_deviation():
+    assert mean_and_std(pd.Series([1.0, 2.0, 3.0]), expected=3) == "2.00 ± 1.00"
+    assert mean_and_std(pd.Series([2.0]), expected=1) == "2.00"
+    assert mean_and_std(pd.Series([1.0, None, 3.0]), expected=3, signed=True) == "+2.00 ± 1.41 (n = 2)"
+    assert mean_and_std(pd.Series([None, None], dtype=float), expected=2) == MISSING
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_printed_table_fits_and_says_how_the_run_differs(width):
+    text = shown(summary(), width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    for cell in ("81.00 ± 0.39", "+2.75 ± 0.23", "(p < 0.0001)", "81.46", "83.44", "+1.98", "53.65"):
+        assert cell in text
+    assert "- trained for 5 epochs, not 110" in text
+    assert "Note: the AT epoch was selected on the test set" in text
+    assert "layer2.1.conv2 (least_critical)" in text
+    assert "α* = 0.70" in text
+    assert "smoke" not in text
+
+
+def test_smoke_runs_are_marked(tmp_path):
+    assert "smoke run: not a result" in shown(summary(smoke=True))
+    page = job_report(write(tmp_path, smoke=True, mrc=None, sweep=None))["page"]
+    assert "**Smoke run: not a result.**" in page.read_text()
+
+
+def test_markup_in_a_name_is_printed_as_it_is():
+    assert "run[/bold]" in shown(summary(name="run[/bold]", notes=["[red]note[/red]"]))
+    assert "[red]note[/red]" in shown(summary(notes=["[red]note[/red]"]))
+
+
+def test_job_report_writes_the_page_and_both_figures(tmp_path):
+    folder = write(tmp_path)
+    report = job_report(folder)
+    assert "81.00 ± 0.39" in report["table"]
+    figures = [path.relative_to(folder).as_posix() for path in report["figures"]]
+    assert figures == ["figures/mrc.png", "figures/mrc.pdf", "figures/alpha.png", "figures/alpha.pdf"]
+    page = report["page"].read_text()
+    assert report["page"] == folder / "report.md"
+    for link in ("![mrc](figures/mrc.png)", "![alpha](figures/alpha.png)"):
+        assert link in page
+    assert all(f"`{module}`" in page for module in resnet_modules("resnet18"))
+    assert "0.70 *" in page
+    assert "commit: `abc123` with uncommitted changes" in page
+    assert "seconds: at 10.2, mrc 3.0" in page
+
+
+def test_job_report_of_a_training_alone_has_no_figures(tmp_path):
+    folder = write(tmp_path, rift=None, paired=None, mrc=None, sweep=None, alpha=None, differences=None)
+    assert job_report(folder)["figures"] == []
+    assert not (folder / "figures").exists()
+    assert "![" not in (folder / "report.md").read_text()
+
+
+def test_job_report_refuses_a_folder_without_a_summary(tmp_path):
+    with pytest.raises(UserError, match=r"summary\.json cannot be read"):
+        job_report(tmp_path)
