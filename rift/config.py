@@ -40,7 +40,7 @@ def number(option: str, text: str) -> float:
     """A budget such as `8/255` or `0.03` as a number; never evaluated as code."""
     try:
         value = float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(
             f"{option}={text} is no number: write a fraction such as 8/255 or a decimal."
         ) from error
@@ -157,6 +157,7 @@ class MRCConfig:
     project: str = MISSING  # after every epoch or step
     on_violation: str = MISSING  # stop (Alg. 1) or continue (published code)
     score: str = MISSING  # the last epoch's loss, or the worst of all epochs
+    precision: str = MISSING  # of the search, float32 or bfloat16; what is reported comes from float32
     exclude: list[str] = MISSING  # name patterns of modules that are not scanned
 
     def __post_init__(self) -> None:
@@ -166,8 +167,11 @@ class MRCConfig:
         one_of("stage.mrc.project", self.project, ("epoch", "step"))
         one_of("stage.mrc.on_violation", self.on_violation, ("stop", "continue"))
         one_of("stage.mrc.score", self.score, ("last", "worst"))
+        one_of("stage.mrc.precision", self.precision, ("float32", "bfloat16"))
         at_least("stage.mrc.epochs", self.epochs, 1)
         at_least("stage.mrc.batch_size", self.batch_size, 1)
+        if self.max_images is not None:
+            at_least("stage.mrc.max_images", self.max_images, 1)
         require(
             self.epsilon_w > 0, f"stage.mrc.epsilon_w={self.epsilon_w} is not positive: the paper has 0.1."
         )
@@ -245,7 +249,8 @@ class RuntimeConfig:
     precision: str = MISSING  # of crafting and the training step: auto, float32, bfloat16
     channels_last: bool = MISSING
     fold_batchnorm: bool = MISSING  # craft through a twin with BatchNorm folded into convolutions
-    compile: bool = MISSING  # torch.compile
+    cuda_graphs: bool = MISSING  # replay the whole attack as one CUDA graph
+    compile: bool = MISSING  # torch.compile of the crafting network
     tf32: bool = MISSING
     deterministic: bool = MISSING
     batch_size: int = MISSING  # images per batch where no weights are updated
@@ -276,7 +281,8 @@ class Config:
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     attack: AttackConfig = MISSING
-    evaluation_attack: AttackConfig = MISSING
+    selection_attack: AttackConfig = MISSING  # chooses epochs, modules and α
+    evaluation_attack: AttackConfig = MISSING  # of the final numbers
     method: MethodConfig = MISSING
     stage: StageConfig = MISSING
     protocol: ProtocolConfig = MISSING

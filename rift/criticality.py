@@ -101,6 +101,7 @@ def module_robust_criticality(
     batches: Callable[[], Iterable[Batch]],
     baseline: tuple[float, float],
     solver: Solver,
+    search_logits: Logits | None = None,
 ) -> Criticality:
     """Seeks the worst perturbation of one weight and says what it does.
 
@@ -110,6 +111,8 @@ def module_robust_criticality(
         batches: makes one pass over the adversarial examples.
         baseline: mean loss and accuracy with the weight as it is.
         solver: how to search.
+        search_logits: the same function in lower precision, for the search alone; what is reported comes
+            from `logits`.
 
     Returns:
         The best perturbation found that lies in the ball. MRC can be negative only if every perturbation
@@ -118,7 +121,7 @@ def module_robust_criticality(
     radius = solver.epsilon_w * norm_of(weight, solver.norm)
     search = _sgd if solver.name == "sgd" else _projected
     best, farthest, epochs = None, 0.0, 0
-    for delta, reached, last in search(logits, weight, batches, radius, solver):
+    for delta, reached, last in search(search_logits or logits, weight, batches, radius, solver):
         epochs += 1
         farthest = max(farthest, float(reached))
         if solver.score == "worst" or last:
@@ -174,13 +177,13 @@ def _projected(
     delta = torch.zeros_like(weight)
     velocity = torch.zeros_like(weight)
     reached = torch.zeros((), device=weight.device)
+    per_epoch = sum(1 for _ in batches())  # counted, not kept: a pass may not fit into memory
+    steps = solver.epochs * per_epoch
     for epoch in range(solver.epochs):
-        per_epoch = list(batches())
-        steps = solver.epochs * len(per_epoch)
-        for index, (boundary, labels) in enumerate(per_epoch):
+        for index, (boundary, labels) in enumerate(batches()):
             gradient = _gradient(logits, weight + delta, boundary, labels)
             velocity = 0.75 * velocity + gradient / norm_of(gradient, "l2").clamp_min(1e-30)
-            share = 0.5 * (1 - (epoch * len(per_epoch) + index) / steps)
+            share = 0.5 * (1 - (epoch * per_epoch + index) / steps)
             if solver.norm == "linf":
                 direction = velocity.sign()
             else:

@@ -71,4 +71,6 @@ def _wrong_type(override: str, cause: Any) -> str:
 def _about_key(key: str, text: str) -> str:
     if "missing mandatory value" in text.lower():
         return f"{key} has no value: add {key}=VALUE to the command."
+    if "recursive" in text.lower():  # attack=same, which is meant for the evaluation
+        return f"{key} refers to itself: choose another value, for the group or for {key}."
     return f"{key}: {text.splitlines()[0]}; {HELP}."

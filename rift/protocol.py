@@ -37,7 +37,10 @@ def differences(config: Config) -> list[str]:
             f"attack {attack.name}: {attack.norm}, epsilon {attack.epsilon}, step {attack.step_size}, "
             f"{attack.steps} steps",
         ),
-        (config.evaluation_attack.steps == 10, f"evaluated with {config.evaluation_attack.name}"),
+        (
+            config.evaluation_attack.steps == 10,
+            f"evaluated with {config.evaluation_attack.steps} attack steps, not 10",
+        ),
         (config.model.checkpoint is None, "weights from a checkpoint"),
         (at.epochs == 110, f"AT for {at.epochs} epochs, not 110"),
         (at.batch_size == 128, f"AT in batches of {at.batch_size}, not 128"),

@@ -55,7 +55,10 @@ def uniform(key: tuple[int | str, ...], indices: Tensor, count: int) -> Tensor:
 
 
 def normal(key: tuple[int | str, ...], indices: Tensor, count: int) -> Tensor:
-    """Standard normal numbers, (B, count) float32; see `uniform`. (Box–Muller.)"""
+    """Standard normal numbers, (B, count) float32; see `uniform`. (Box–Muller.)
+
+    Logarithm and cosine may round their last bit differently by device and by batch; `uniform` never does.
+    """
     u = uniform(key, indices, 2 * count)
     radius = torch.sqrt(-2.0 * torch.log1p(-u[:, :count]))
     return radius * torch.cos(2.0 * math.pi * u[:, count:])

@@ -73,14 +73,21 @@ class StageFolder:
             lock.release()
 
     def begin(self) -> None:
-        """Records what the folder is for, and takes over the rows of an earlier, interrupted attempt.
+        """Records what the folder is for.
 
         Raises:
-            UserError: the folder holds something else.
+            UserError: the folder holds something else, or is damaged.
         """
         stored = self.path / "options.json"
-        if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != self.options:
-            raise UserError(f"{self.path} holds a result of other options: move it away and try again.")
+        if stored.is_file():
+            try:
+                found = json.loads(stored.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(
+                    f"{stored} is damaged: delete that folder and give the command again to make it anew."
+                ) from error
+            if found != self.options:
+                raise UserError(f"{self.path} holds a result of other options: move it away and try again.")
         save_json(stored, self.options)
 
     def finish(self, result: Mapping[str, Any]) -> None:

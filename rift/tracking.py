@@ -116,12 +116,13 @@ def has_credentials() -> bool:
     """Whether W&B would find a key in the environment or the netrc file; nobody is asked."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc  # W&B keeps the port
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
+        found = netrc.netrc(str(path)).authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return False
+    return found is not None and bool(found[2])
 
 
 def open_tracker(
@@ -141,7 +142,8 @@ def open_tracker(
 
     Args:
         name: `wandb` or `none`.
-        mode: `auto`, `online` or `offline`; auto is online if credentials exist. `WANDB_MODE` wins over auto.
+        mode: `auto`, `online` or `offline`; without credentials online is offline. `WANDB_MODE` wins over
+            auto.
         project, entity, tags: W&B's.
         folder: the job's; offline runs lie below its `wandb/`.
         job: the run's name for people.
@@ -152,11 +154,12 @@ def open_tracker(
     if name == "none":
         return Tracker()
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "online" if has_credentials() else "offline")
-        if mode == "offline":
-            log.info("W&B: offline (no credentials found); `wandb sync` sends the run later")
+        mode = os.environ.get("WANDB_MODE", "online")
     if mode == "disabled":
         return Tracker()
+    if mode == "online" and not has_credentials():
+        mode = "offline"  # online, W&B would ask for a key, and wait
+        log.info("W&B: offline (no credentials found); `wandb sync` sends the run later")
 
     def start(mode: str) -> Any:
         settings = wandb.Settings(

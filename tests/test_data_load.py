@@ -135,7 +135,7 @@ def test_splits_by_name_and_device():
         ({"test_limit": 9}, r"dataset.test_limit=9 is less than the 10 classes"),
         ({"holdout_fraction": 1.0}, "holdout_fraction=1"),
         ({"holdout_fraction": -0.1}, "holdout_fraction=-0.1"),
-        ({"holdout_fraction": 0.001}, "every class has images on both sides"),
+        ({"holdout_fraction": 0.999}, "every class has images on both sides"),
         ({"image_size": 32}, "image_size=32 does not fit digits"),
         ({"mean": (0.5,) * 3}, "mean has 3 values .* 1 channel:"),
         ({"std": (0.0,)}, "above 0"),

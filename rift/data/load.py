@@ -53,7 +53,8 @@ def load_dataset(
         mean, std: of the images in [0, 1], one number for each channel.
         train_limit, test_limit: use only that many images, the first of each class, as evenly over the
             classes as can be; the same ones whatever the seeds. None for all.
-        holdout_fraction: in [0, 1): part of each class of the (limited) training set to set aside.
+        holdout_fraction: in [0, 1): part of each class of the (limited) training set to set aside; if it is
+            not 0, at least one image of each.
         split_seed: chooses the images set aside; nothing else depends on it.
         image_size: side in pixels to resize and crop to, for `image_folder` only.
         cache: folder for decoded images; `<root>/.rift-cache` if None.
@@ -155,8 +156,8 @@ def _set_aside(train: Split, fraction: float, split_seed: int, num_classes: int)
     held = torch.zeros(len(train), dtype=torch.bool)
     for label in range(num_classes):
         members = (train.labels == label).nonzero().squeeze(1)
-        count = round(fraction * len(members))
-        if not 0 < count < len(members):
+        count = max(1, round(fraction * len(members)))  # small sets too hold out something of each class
+        if count >= len(members):
             raise UserError(
                 f"dataset.holdout_fraction={fraction:g} takes {count} of the {len(members)} training images "
                 f"of class {label}: choose it so that every class has images on both sides."

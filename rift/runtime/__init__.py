@@ -2,6 +2,7 @@
 
 from rift.runtime.crafting import CraftingNetwork
 from rift.runtime.device import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
+from rift.runtime.graphs import graphed
 from rift.runtime.modes import batchnorm_layers, borrowed
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "borrowed",
     "choose_device",
     "choose_precision",
+    "graphed",
     "seed_everything",
     "set_global_switches",
 ]

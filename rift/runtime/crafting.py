@@ -9,6 +9,10 @@ from torch import Tensor, fx, nn
 
 from rift.runtime import folding
 from rift.runtime.device import Runtime
+from rift.runtime.modes import borrowed
+
+# How far the logits of the folded twin may be off, as a share of the largest.
+AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class CraftingNetwork(nn.Module):
@@ -25,19 +29,23 @@ class CraftingNetwork(nn.Module):
     def __init__(self, network: nn.Module, runtime: Runtime, precision: torch.dtype) -> None:
         super().__init__()
         self._source = [network]  # in a list, so that it is not a submodule
-        self._pairs: list[folding.Pair] = []
-        self._autocast = False
-        body = self._folded(network, runtime, precision) if runtime.fold_batchnorm else None
-        if body is None:
-            body = copy.deepcopy(network).eval().requires_grad_(False)
-            self._autocast = precision != torch.float32
-        self.body = runtime.place(body)
+        self._runtime = runtime
         self._precision = precision
-        self._device_type = runtime.device.type
+        self._pairs: list[folding.Pair] = []
+        folded = self._folded(network, runtime, precision) if runtime.fold_batchnorm else None
+        self._adopt(self._copy() if folded is None else folded, autocast=folded is None)
+        self._checked = folded is None
+
+    def _copy(self) -> nn.Module:
+        return copy.deepcopy(self._source[0]).eval().requires_grad_(False)
+
+    def _adopt(self, body: nn.Module, autocast: bool) -> None:
+        self.body = self._runtime.place(body)
+        self._autocast = autocast and self._precision != torch.float32
         self.refresh()
         # Compiled as this one function in this one mode; a compiled module whose mode is switched later
         # would not do what the switch says.
-        self._call = torch.compile(self.body) if runtime.compile else self.body
+        self._call = torch.compile(self.body) if self._runtime.compile else self.body
 
     def _folded(self, network: nn.Module, runtime: Runtime, precision: torch.dtype) -> fx.GraphModule | None:
         try:
@@ -60,8 +68,24 @@ class CraftingNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 in [0, 1] to logits (B, K) float32."""
-        with torch.autocast(self._device_type, dtype=self._precision, enabled=self._autocast):
+        if not self._checked:
+            self._check(images.detach()[:8])
+        with torch.autocast(self._runtime.device.type, dtype=self._precision, enabled=self._autocast):
             return self._call(images).float()
+
+    @torch.no_grad()
+    def _check(self, images: Tensor) -> None:
+        """Once: the folded twin computes what the network does; a wrong one would weaken attacks unseen."""
+        self._checked = True
+        with borrowed(self._source[0], training=False) as network:
+            expected = network(images).float()
+        difference = (self.body(images).float() - expected).abs().max()
+        if difference > AGREEMENT[self._precision] * expected.abs().max().clamp_min(1e-6):
+            self._runtime.fall_back(
+                "the network with its BatchNorm folded gives other logits, so it is crafted through unfolded"
+            )
+            self._pairs = []
+            self._adopt(self._copy(), autocast=True)
 
 
 def _lower(graph_module: fx.GraphModule, precision: torch.dtype) -> None:
@@ -74,3 +98,6 @@ def _lower(graph_module: fx.GraphModule, precision: torch.dtype) -> None:
     for name, module in graph_module.named_children():
         if name != "normalize":
             module.to(precision)
+    for tensor in (*graph_module.parameters(recurse=False), *graph_module.buffers(recurse=False)):
+        if tensor.is_floating_point():  # a class token, a position embedding
+            tensor.data = tensor.data.to(precision)

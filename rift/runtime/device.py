@@ -28,6 +28,7 @@ class Runtime:
             values are always computed in float32.
         channels_last: memory format of images and convolutions.
         fold_batchnorm: craft through a twin with BatchNorm folded into the convolutions.
+        cuda_graphs: replay the whole attack as one CUDA graph.
         compile: compile the crafting network and the training step with `torch.compile`.
         batch_size: images per batch wherever no weights are updated (evaluation, crafting for the scan).
         cache_mib: bound of the MRC scan's activation cache.
@@ -38,6 +39,7 @@ class Runtime:
     precision: torch.dtype = torch.float32
     channels_last: bool = True
     fold_batchnorm: bool = True
+    cuda_graphs: bool = True
     compile: bool = False
     batch_size: int = 512
     cache_mib: int = 4096
@@ -46,7 +48,10 @@ class Runtime:
     def place(self, network: nn.Module) -> nn.Module:
         """Moves a network to the device and into the memory format; in place."""
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return network.to(self.device, memory_format=memory_format)
+        for module in network.to(self.device).modules():
+            if isinstance(module, nn.Conv2d):  # a whole network may hold 5-D buffers, which torch refuses
+                module.to(memory_format=memory_format)
+        return network
 
     def autocast(self) -> AbstractContextManager[object]:
         """The training step's precision."""
@@ -69,6 +74,7 @@ class Runtime:
             "precision": str(self.precision).removeprefix("torch."),
             "channels_last": self.channels_last,
             "fold_batchnorm": self.fold_batchnorm,
+            "cuda_graphs": self.cuda_graphs and self.device.type == "cuda",
             "compile": self.compile,
             "tf32": torch.backends.cuda.matmul.allow_tf32,
             "deterministic": torch.are_deterministic_algorithms_enabled(),

@@ -19,6 +19,9 @@ from rift.models.normalisation import Normalize
 class _Tracer(fx.Tracer):
     """Keeps the normalisation as one call, so that it can be told from the rest."""
 
+    # What is computed from a buffer stays computed; by default it becomes a constant that `refresh` misses.
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(module, Normalize) or super().is_leaf_module(module, module_qualified_name)
 
@@ -101,11 +104,15 @@ def refresh(folded: nn.Module, network: nn.Module, pairs: list[Pair]) -> None:
 
     Storage is kept, so whatever captured the twin's addresses (a CUDA graph) sees the new weights.
     """
-    source = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    # Every name of a tied weight: the copy may have come upon another one of them first.
+    source = {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
     folded_names = {f"{pair.convolution}.{kind}" for pair in pairs for kind in ("weight", "bias")}
     targets = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
     for name, target in targets.items():
-        if name not in folded_names:
+        if name not in folded_names and name in source:  # the rest are constants of the traced code
             target.copy_(source[name])
     for pair in pairs:
         convolution = network.get_submodule(pair.convolution)

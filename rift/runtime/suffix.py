@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from rift.runtime import folding
+from rift.runtime.device import Runtime
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Cut:
     """A network cut at one module.
 
     Attributes:
-        before: images (B, C, H, W) -> boundary tensors, each with B rows.
+        before: images (B, C, H, W) -> what the second half needs: tensors, and sizes read from tensors.
         after: (weight, *boundary) -> logits (B, K); differentiable in the weight alone.
         weight: the module's weight in the network itself (not folded).
         cached: whether `before` does any work that is worth keeping.
@@ -58,16 +59,18 @@ class FrozenGraph:
 
     Args:
         network: any network that `torch.fx` can trace; it is copied, not changed.
+        runtime: memory format of the copy.
 
     Raises:
         whatever tracing raises, for a network that cannot be traced.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, runtime: Runtime) -> None:
         self._network = network
         self._graph = folding.trace(network)
         self._pairs = folding.foldable_pairs(self._graph)
         folding.fold(self._graph, self._pairs)
+        runtime.place(self._graph)
         folding.refresh(self._graph, network, self._pairs)
 
     def cut(self, name: str) -> Cut:
@@ -87,10 +90,16 @@ class FrozenGraph:
             if node not in dependent and node.op != "get_attr" and any(u in dependent for u in node.users)
         ]
         before = fx.GraphModule(self._graph, _before(graph, boundary))
-        modules = {**dict(self._graph.named_modules()), "moved": self._moved_layer(name)}
-        after = fx.GraphModule(modules, _after(graph, dependent, boundary, calls[0]))
+        # A traced network also reads parameters directly (a class token, a norm written as a function).
+        targets = {
+            **dict(self._graph.named_modules()),
+            **dict(self._graph.named_parameters(remove_duplicate=False)),
+            **dict(self._graph.named_buffers(remove_duplicate=False)),
+            "moved": self._moved_layer(name),
+        }
+        after = fx.GraphModule(targets, _after(graph, dependent, boundary, calls[0]))
         weight = self._network.get_submodule(name).weight.detach()
-        return Cut(before, after, weight, cached=any(node.op == "call_module" for node in boundary))
+        return Cut(before, after, weight, cached=any(node.op != "placeholder" for node in boundary))
 
     def _moved_layer(self, name: str) -> _Layer:
         layer = copy.deepcopy(self._graph.get_submodule(name))

@@ -6,14 +6,16 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rift.attacks import Attack, pgd, random_start
+from rift.attacks.evaluation import Craft
 from rift.config import ATConfig
 from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, borrowed, seed_everything
+from rift.runtime import CraftingNetwork, Runtime, borrowed, graphed, seed_everything
+from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
 from rift.stages.session import Session
 from rift.stages.training import Training
 from rift.store import StageFolder
@@ -25,7 +27,7 @@ def adversarial_training(
     options: ATConfig,
     method: Method,
     attack: Attack,
-    evaluation_attack: Attack,
+    selection_attack: Attack,
     augmentation: dict[str, Any],
     initial: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def adversarial_training(
         options: schedule, selection split, how often robust accuracy is measured.
         method: what is minimised.
         attack: of the training images.
-        evaluation_attack: of the selection split, one run.
+        selection_attack: of the selection split, one run.
         augmentation: `padding`, `padding_mode` and `flip` for `rift.data.batches`.
         initial: weights to start from; with no epochs they are θ_AT.
 
@@ -56,18 +58,19 @@ def adversarial_training(
     if session.dataset.holdout is not None:
         folder.save("holdout", {"indices": session.dataset.holdout.indices})
     crafting = CraftingNetwork(network, session.runtime, session.runtime.precision)
+    craft = _crafter(network, crafting, method, attack, session.runtime)
     selection = session.dataset.split(options.selection_split)
     for epoch in training.remaining():
         seed_everything("at", session.seed, epoch)  # for dropout and the like
-        row = _epoch(session, training, crafting, method, attack, augmentation, options.batch_size, epoch)
+        row = _epoch(session, training, craft, method, attack, augmentation, options.batch_size, epoch)
         if robust_accuracy_is_due(epoch, options.epochs, options.evaluate_every):
             verdicts = session.attacked(
-                network, selection, evaluation_attack, runs=1, label="at: selection", crafting=crafting
+                network, selection, selection_attack, runs=1, label="at: selection", crafting=crafting
             )
             row |= {"clean_accuracy": verdicts.clean_accuracy, "robust_accuracy": verdicts.robust_accuracy}
         training.end_epoch(row)
     if options.epochs == 0:
-        verdicts = session.attacked(network, selection, evaluation_attack, runs=1, label="at: selection")
+        verdicts = session.attacked(network, selection, selection_attack, runs=1, label="at: selection")
         training.best_row = training.last_row = {
             "epoch": 0,
             "clean_accuracy": verdicts.clean_accuracy,
@@ -85,7 +88,7 @@ def robust_accuracy_is_due(epoch: int, epochs: int, every: int) -> bool:
 def _epoch(
     session: Session,
     training: Training,
-    crafting: CraftingNetwork,
+    craft: Craft,
     method: Method,
     attack: Attack,
     augmentation: dict[str, Any],
@@ -104,17 +107,13 @@ def _epoch(
         channels_last=runtime.channels_last,
         **augmentation,
     )
+    work = at_flops(forward_flops(network, train.images[:1] / 255), attack.steps)
     with measured(f"at {epoch + 1}/{training.epochs}", len(train)) as meter:
         for images, labels, indices in passes:
             start = images
             if attack.random_start:
                 start = random_start(images, indices, ("training start", session.seed, epoch), attack)
-            if attack.batchnorm == "eval":
-                crafting.refresh()
-                adversarial = pgd(crafting, images, labels, start, attack, method.objective)
-            else:
-                with borrowed(network, training=True), runtime.autocast():
-                    adversarial = pgd(network, images, labels, start, attack, method.objective)
+            adversarial = craft(images, labels, start)
             network.train()
             with runtime.autocast():
                 loss, logits = method.loss(network, images, adversarial, labels)
@@ -125,11 +124,32 @@ def _epoch(
                 totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
             meter.advance(len(labels))
         loss_sum, correct = totals.tolist()  # the epoch's one synchronisation
+        seconds, rate = meter.seconds, meter.rate
         return {
             "epoch": epoch + 1,
             "lr": training.lr,
             "train_loss": loss_sum / len(train),
             "train_robust_accuracy": correct / len(train),
-            "seconds": meter.seconds,
-            "images_per_s": meter.rate,
+            "seconds": seconds,
+            "images_per_s": rate,
+            "tflops": work * rate / 1e12,
+            "of_matmul_rate": work * rate / matmul_rate(runtime.device, runtime.precision),
         }
+
+
+def _crafter(
+    network: nn.Module, crafting: CraftingNetwork, method: Method, attack: Attack, runtime: Runtime
+) -> Craft:
+    """(images, labels, start) -> adversarial images, for the network as it is at the call."""
+
+    def with_fixed_statistics(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        crafting.refresh()
+        return pgd(crafting, images, labels, start, attack, method.objective)
+
+    def with_batch_statistics(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        with borrowed(network, training=True), runtime.autocast():
+            return pgd(network, images, labels, start, attack, method.objective)
+
+    if attack.batchnorm == "train":
+        return with_batch_statistics
+    return graphed(with_fixed_statistics, runtime)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from rift.attacks import Attack, pgd, random_start
 from rift.config import MRCConfig
-from rift.criticality import Batch, Solver, module_robust_criticality, robust_loss
+from rift.criticality import Batch, Logits, Solver, module_robust_criticality, robust_loss
 from rift.data import Split, batches
 from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import permutation
-from rift.runtime import CraftingNetwork, Runtime
+from rift.runtime import CraftingNetwork, Runtime, graphed
 from rift.runtime.suffix import Cut, FrozenGraph, whole_network
 from rift.stages.session import Session
 from rift.store import StageFolder
@@ -58,15 +58,18 @@ def mrc_scan(
     solver = make_solver(options)
     with torch.no_grad():
         reference = network(images[: options.batch_size]).float()
+    baseline = robust_loss(
+        lambda _, x: network(x), images.new_empty(0), plain_batches(images, labels, options.batch_size)
+    )
     with measured("mrc", len(names), "modules") as meter:
         meter.advance(len(rows))
         for index, name in enumerate(names[len(rows) :], start=len(rows)):
             cut = _cut(graph, network, name, images[: options.batch_size], reference, session.runtime)
             passes = CachedPasses(cut, images, labels, options.batch_size, session.runtime.cache_mib)
-            baseline = robust_loss(cut.after, cut.weight, passes())
-            found = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver)
+            search = in_precision(cut.after, options.precision, session.runtime.device.type)
+            found = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver, search)
             row = {"index": index, "module": name, **asdict(found), "cached": passes.cached}
-            if not math.isfinite(found.mrc):
+            if not (math.isfinite(found.mrc) and math.isfinite(found.farthest)):
                 raise UserError(
                     f"The scan of {name} diverged: lower stage.mrc.lr or set stage.mrc.project=step."
                 )
@@ -74,20 +77,26 @@ def mrc_scan(
             folder.save_resume_point({}, {})
             rows.append(row)
             meter.advance(1)
-    ranked = sorted(rows, key=lambda row: row["mrc"])
-    ranking = [row["module"] for row in ranked]
-    loss, accuracy = robust_loss(
-        lambda _, x: network(x),
-        torch.empty(0, device=images.device),
-        CachedPasses.plain(images, labels, options.batch_size),
-    )
+    ranking = [row["module"] for row in sorted(rows, key=lambda row: row["mrc"])]
     return {
-        "robust_loss": loss,
-        "robust_accuracy": accuracy,
+        "robust_loss": baseline[0],
+        "robust_accuracy": baseline[1],
         "num_images": len(labels),
         "modules": [{**row, "rank": ranking.index(row["module"]) + 1} for row in rows],
         "ranking": ranking,
     }
+
+
+def in_precision(logits: Logits, precision: str, device_type: str) -> Logits:
+    """The same function under autocast; itself for float32."""
+    if precision == "float32":
+        return logits
+
+    def lowered(weight: Tensor, *boundary: Tensor) -> Tensor:
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            return logits(weight, *boundary)
+
+    return lowered
 
 
 def adversarial_examples(
@@ -100,13 +109,14 @@ def adversarial_examples(
     runtime = session.runtime
     split = scanned_split(session, options)
     crafting = CraftingNetwork(network, runtime, runtime.precision)
+    craft = graphed(lambda x, y, start: pgd(crafting, x, y, start, attack), runtime)
     parts, labels = [], []
     with measured("mrc: adversarial examples", len(split)) as meter:
         for batch in batches(split, runtime.batch_size, channels_last=runtime.channels_last):
             start = batch.images
             if attack.random_start:
                 start = random_start(batch.images, batch.indices, ("scan start", session.seed), attack)
-            parts.append(pgd(crafting, batch.images, batch.labels, start, attack))
+            parts.append(craft(batch.images, batch.labels, start))
             labels.append(batch.labels)
             meter.advance(len(batch.labels))
     return torch.cat(parts), torch.cat(labels)
@@ -157,6 +167,12 @@ def make_solver(options: MRCConfig) -> Solver:
     )
 
 
+def plain_batches(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Batch]:
+    """The adversarial examples themselves, batch by batch."""
+    for part, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        yield (part,), targets
+
+
 @dataclass
 class CachedPasses:
     """Passes over the adversarial examples, with the constant part of the network computed once.
@@ -180,7 +196,7 @@ class CachedPasses:
         self._kept: list[Batch] = []
         budget = self.cache_mib * 2**20
         for boundary, labels in self._computed(0) if self.cut.cached else ():
-            budget -= sum(tensor.numel() * tensor.element_size() for tensor in boundary)
+            budget -= _bytes(boundary)
             if budget < 0:
                 break
             self._kept.append((boundary, labels))
@@ -196,19 +212,20 @@ class CachedPasses:
 
     @torch.no_grad()
     def _computed(self, first: int) -> Iterator[Batch]:
-        for (images,), labels in list(self.plain(self.images, self.labels, self.batch_size))[first:]:
+        for (images,), labels in list(plain_batches(self.images, self.labels, self.batch_size))[first:]:
             yield self.cut.before(images), labels
 
-    @staticmethod
-    def plain(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Batch]:
-        """The examples themselves, batch by batch."""
-        for part, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            yield (part,), targets
+
+def _bytes(value: Any) -> int:
+    """What the tensors among boundary values take; sizes and the like take nothing."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(_bytes(part) for part in value) if isinstance(value, (tuple, list)) else 0
 
 
 def _frozen_graph(network: nn.Module, runtime: Runtime) -> FrozenGraph | None:
     try:
-        return FrozenGraph(network)
+        return FrozenGraph(network, runtime)
     except Exception as error:  # tracing runs arbitrary model code, which fails in any way it likes
         runtime.fall_back(
             f"{type(network).__name__} cannot be traced ({type(error).__name__}), "
@@ -231,9 +248,10 @@ def _cut(
         return whole_network(network, name)
     try:
         cut = graph.cut(name)
-    except ValueError as error:
+    except Exception as error:  # see _frozen_graph
         runtime.fall_back(
-            f"the network cannot be cut ({error}), so that module's scan runs the whole network"
+            f"the network cannot be cut at every module ({type(error).__name__}), "
+            "so the scan runs the whole network there"
         )
         return whole_network(network, name)
     # Twice: the second pass would see a boundary tensor that the first one wrote over.

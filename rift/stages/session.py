@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rift.attacks import Attack, Verdicts, robust_verdicts
 from rift.data import Dataset, Split
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime, borrowed
+from rift.runtime import CraftingNetwork, Runtime, borrowed, graphed
 
 
 @dataclass(frozen=True)
@@ -73,4 +73,5 @@ class Session:
                 batch_size=self.runtime.batch_size,
                 channels_last=self.runtime.channels_last,
                 advance=meter.advance,
+                accelerate=lambda craft: graphed(craft, self.runtime),
             )

@@ -56,14 +56,17 @@ def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingConfig, sta
         return None
     # timm looks one epoch ahead in its milestones; ours say how many epochs run at the full rate.
     milestones = [milestone + 1 for milestone in options.milestones]
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=options.schedule,
-        num_epochs=max(options.epochs, 1),
-        decay_milestones=milestones,
-        decay_rate=options.decay_rate,
-        warmup_epochs=0,
-    )
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=options.schedule,
+            num_epochs=max(options.epochs, 1),
+            decay_milestones=milestones,
+            decay_rate=options.decay_rate,
+            warmup_epochs=0,
+        )
+    except ValueError:  # newer versions of timm say so, older ones return None
+        schedule = None
     if schedule is None:
         raise UserError(
             f"stage.{stage}.schedule={options.schedule} is not known: use constant, multistep, cosine or "
@@ -187,3 +190,16 @@ class Training:
                 state.setdefault(int(index), {})[field] = value
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            _lay_out_like_parameters(self.optimizer)
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Puts an optimiser's loaded state into the parameters' memory formats; the values stay.
+
+    Files hold plain row-major tensors. Torch's fused kernels walk parameter and momentum by address, and
+    would silently pair a channels-last weight with the wrong elements of a row-major momentum.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

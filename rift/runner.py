@@ -1,0 +1,123 @@
+"""One stage's result: found finished, gone on with, or made."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rift.errors import UserError
+from rift.provenance import provenance
+from rift.stages import Session
+from rift.store import StageFolder, Store
+from rift.tracking import AXES, Tracker
+
+log = logging.getLogger(__name__)
+
+PRODUCERS = {
+    "at": "stage=at (or stage=rift, which runs everything), or give model.checkpoint=PATH",
+    "mrc": "stage=mrc",
+    "finetune": "stage=finetune",
+    "interpolate": "stage=interpolate",
+}
+
+
+@dataclass
+class Runner:
+    """Runs stages for one job.
+
+    Attributes:
+        name: of the job, for people; begins the names of the folders.
+        session: given to the stages.
+        store: where results live.
+        tracker: gets every metrics row, also those of reused results.
+        smoke: kept apart from real results.
+        folders: the finished results so far, by section; `evaluate_at` and `evaluate_rift` are the two
+            evaluations, otherwise a section is a stage.
+    """
+
+    name: str
+    session: Session
+    store: Store
+    tracker: Tracker
+    smoke: bool
+    folders: dict[str, StageFolder] = field(default_factory=dict)
+
+    def obtain(
+        self,
+        section: str,
+        identity: Mapping[str, Any],
+        body: Callable[[StageFolder], dict[str, Any]],
+        *,
+        run: bool = True,
+        needed: bool = True,
+    ) -> bool:
+        """Finds the result that `identity` decides, or makes it.
+
+        Args:
+            section: the stage, and which evaluation.
+            identity: everything that decides the result besides seed and smoke.
+            body: does the stage's work in the folder and returns its result.
+            run: whether an unfinished result may be made.
+            needed: whether one that may not be made is an error.
+
+        Returns:
+            Whether the result exists now; if so it is in `folders`.
+
+        Raises:
+            UserError: it is needed and missing, or it is damaged.
+        """
+        stage = section.partition("_")[0]
+        options = {**identity, "seed": self.session.seed, "smoke": self.smoke}
+        folder = self.store.folder(stage, self.name, options)
+        if not run and not folder.finished:
+            if not needed:
+                return False
+            raise UserError(
+                f"There is no finished '{stage}' result for these options: run {PRODUCERS[stage]} first."
+            )
+        with folder.locked():
+            if folder.finished:
+                self._reuse(section, folder)
+            else:
+                self._make(section, folder, body)
+        self.folders[section] = folder
+        return True
+
+    def _reuse(self, section: str, folder: StageFolder) -> None:
+        folder.verify()
+        log.info("%s: reused %s", section, folder.path)
+        for row in folder.rows():
+            self.tracker.row(section, row)
+
+    def _make(self, section: str, folder: StageFolder, body: Callable[[StageFolder], dict[str, Any]]) -> None:
+        folder.begin()
+        folder.on_row = lambda row: self._tell(section, row)
+        log.info("%s: %s", section, folder.path)
+        began = time.monotonic()
+        result = body(folder)
+        runtime = self.session.runtime
+        for sentence in runtime.fallbacks:
+            log.warning("%s", sentence)
+        folder.finish(
+            {
+                **result,
+                "seed": self.session.seed,
+                "data": self.session.dataset.identity,
+                "device": runtime.describe(),
+                "fallbacks": list(runtime.fallbacks),
+                "seconds": time.monotonic() - began,
+                "resumed": folder.resumed,
+                **provenance(),
+            }
+        )
+
+    def _tell(self, section: str, row: Mapping[str, Any]) -> None:
+        self.tracker.row(section, row)
+        axis = AXES[section]
+        numbers = [
+            f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float) and name != axis
+        ]
+        log.info("%s %s: %s", section, row.get("module", row[axis]), ", ".join(numbers))

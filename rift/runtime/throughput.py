@@ -1,0 +1,49 @@
+"""How fast a loop runs, in the units that machines are compared in."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rift.runtime.modes import borrowed
+
+
+def forward_flops(network: nn.Module, image: Tensor) -> int:
+    """Floating-point operations of one image's forward pass, 2 per multiply-add.
+
+    Args:
+        network: left as found.
+        image: (1, C, H, W) on the network's device.
+    """
+    with borrowed(network, training=False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops()
+
+
+def at_flops(forward: int, steps: int) -> int:
+    """Of one image in adversarial training: an input gradient costs two passes, a weight update three."""
+    return (2 * steps + 3) * forward
+
+
+@functools.cache
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The device's measured matrix-multiply rate in FLOP/s: the best of a few products, some 50 ms in all."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        _wait(device)
+        began = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,131 @@
+"""protocol=holdout: nothing is chosen on the test set, which is read once, at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_jobs import config_of, restored_process, same_bits, tiny_config
+
+from rift.assembly import make_runtime, make_session
+from rift.data import Split
+from rift.pipeline import Pipeline
+from rift.protocol import differences, selection_notes
+from rift.store import Store
+from rift.tracking import Tracker
+
+HOLDOUT = ("protocol=holdout", "dataset.holdout_fraction=0.2", "stage.at.epochs=3")
+
+
+class Untouchable:
+    """In the place of a split: any use of it is an error."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"the test split was used: {name}")
+
+    def __len__(self):
+        raise AssertionError("the test split was used: len")
+
+
+def run(output, *overrides, change=lambda session: session):
+    with restored_process():
+        config = tiny_config(*HOLDOUT, *overrides, output=output)
+        session = change(make_session(config, make_runtime(config)))
+        return Pipeline(config, session, Store(output / "store"), Tracker()).run()
+
+
+def with_test(test):
+    return lambda session: replace(session, dataset=replace(session.dataset, test=test(session.dataset.test)))
+
+
+def test_no_stage_before_the_evaluation_touches_the_test_split(tmp_path):
+    stages = "stage.run=[at,mrc,finetune,interpolate]"
+    folders = run(tmp_path, stages, change=with_test(lambda _: Untouchable()))
+    assert folders["interpolate"].finished
+
+
+def test_other_test_labels_change_no_choice_and_no_weight(tmp_path):
+    def scrambled(test):
+        return Split(test.images.flip(0), (test.labels + 1) % 10, test.indices)
+
+    honest = run(tmp_path / "honest")
+    blind = run(tmp_path / "blind", change=with_test(scrambled))
+    for stage, name in (("at", "best"), ("at", "last"), ("finetune", "best"), ("interpolate", "weights")):
+        assert same_bits(honest[stage].load(name), blind[stage].load(name))
+    assert honest["at"].result()["best"]["epoch"] == blind["at"].result()["best"]["epoch"]
+    assert honest["mrc"].result()["ranking"] == blind["mrc"].result()["ranking"]
+    for name in ("alpha", "sweep"):
+        assert honest["interpolate"].result()[name] == blind["interpolate"].result()[name]
+    # The evaluation, and it alone, does see the labels.
+    verdicts = [folders["evaluate_at"].load("verdicts")["clean"] for folders in (honest, blind)]
+    assert not torch.equal(*verdicts)
+
+
+def test_under_the_paper_s_protocol_the_test_split_is_used(tmp_path):
+    """So the tests above can fail."""
+    with pytest.raises(AssertionError, match="the test split was used"):
+        run(tmp_path, "stage=at", "stage.at.selection_split=test", change=with_test(lambda _: Untouchable()))
+
+
+def test_held_out_images_are_never_trained_on(tmp_path):
+    folders = run(tmp_path, "stage=at")
+    held = folders["at"].load("holdout")["indices"]
+    config = tiny_config(*HOLDOUT, output=tmp_path)
+    with restored_process():
+        data = make_session(config, make_runtime(config)).dataset
+    assert torch.equal(held, data.holdout.indices)
+    assert not set(held.tolist()) & set(data.train.indices.tolist())
+    assert len(held) + len(data.train) == 200
+    assert data.holdout.labels.bincount().tolist() == [4] * 10
+    assert folders["at"].result()["data"]["holdout"]["fraction"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "selected on the test set: the AT epoch, the fine-tuning epoch and α*"),
+        (["stage.at.select=last"], "selected on the test set: the fine-tuning epoch and α*"),
+        (["stage.mrc.split=test"], "α* and the module"),
+        (
+            ["stage.at.select=last", "stage.finetune.select=last"],
+            "selected on the test set: α*; protocol=holdout selects nothing there",
+        ),
+        (["protocol=holdout"], "no choice is made on the test set"),
+    ],
+)
+def test_what_is_chosen_on_the_test_set_is_said(overrides, words):
+    (note,) = selection_notes(tiny_config(*overrides))
+    assert words in note
+
+
+def test_a_smoke_run_works_under_every_protocol(tmp_path):
+    for protocol in ("paper", "official", "holdout"):
+        with restored_process():
+            config = tiny_config(f"protocol={protocol}", "smoke=true", "stage=at", output=tmp_path)
+            session = make_session(config, make_runtime(config))
+            Pipeline(config, session, Store(tmp_path), Tracker()).run()
+
+
+def test_the_paper_s_own_set_up_differs_in_nothing_but_how_often_it_looks():
+    (only,) = differences(config_of())
+    assert "every 5 epochs" in only
+    assert differences(config_of("stage.at.evaluate_every=1")) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("attack.epsilon=4/255", "epsilon 4/255"),
+        ("attack@evaluation_attack=pgd20", "evaluated with"),
+        ("stage.at.epochs=10", "AT for 10 epochs, not 110"),
+        ("stage.mrc.split=test", "MRC scan on the test split"),
+        ("stage.finetune.batchnorm=train", "BatchNorm statistics while fine-tuning: train"),
+        ("stage.finetune.lr=0.01", "fine-tuning with lr 0.01"),
+        ("dataset.train_limit=100", "100 training and all test images"),
+        ("protocol=holdout", "selection on: holdout"),
+    ],
+)
+def test_each_departure_from_the_paper_is_a_sentence(override, words):
+    found = differences(config_of(override, "stage.at.evaluate_every=1"))
+    assert len(found) == 1 and words in found[0]

@@ -1,0 +1,110 @@
+"""Choice of device and precision, global switches, seeds."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rift.errors import UserError
+from rift.runtime import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_the_gpu_if_there_is_one():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("wanted", ["gpu", "cuda:99", "meta", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_one_sentence(wanted):
+    with pytest.raises(UserError, match=r"runtime\.device") as caught:
+        choose_device(wanted)
+    assert "\n" not in str(caught.value)
+
+
+def test_precision_is_float32_on_the_cpu_unless_asked_otherwise():
+    assert choose_precision("auto", CPU) == torch.float32
+    assert choose_precision("bfloat16", CPU) == torch.bfloat16
+    assert choose_precision("float32", torch.device("cuda")) == torch.float32
+
+
+def test_autocast_lowers_only_where_asked():
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with Runtime(CPU, precision=torch.float32).autocast():
+        assert layer(x).dtype == torch.float32
+    with Runtime(CPU, precision=torch.bfloat16).autocast():
+        assert layer(x).dtype == torch.bfloat16
+    assert layer(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_place_sets_the_memory_format_and_changes_no_number(channels_last):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4))
+    network.register_buffer("five_dimensional", torch.rand(2, 2, 2, 2, 2))  # Swin's attention masks are
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    placed = Runtime(CPU, channels_last=channels_last).place(network)
+    assert placed is network
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_place_can_take_the_memory_format_back():
+    network = nn.Conv2d(3, 4, 3)
+    Runtime(CPU, channels_last=True).place(network)
+    Runtime(CPU, channels_last=False).place(network)
+    assert network.weight.is_contiguous()
+
+
+def test_a_fallback_is_recorded_once():
+    runtime = Runtime(CPU)
+    for sentence in ("a", "b", "a"):
+        runtime.fall_back(sentence)
+    assert runtime.fallbacks == ["a", "b"]
+    assert Runtime(CPU).fallbacks == []
+
+
+def test_description_is_plain_json():
+    described = Runtime(CPU, precision=torch.bfloat16).describe()
+    assert json.loads(json.dumps(described)) == described
+    assert described["type"] == "cpu" and described["precision"] == "bfloat16"
+
+
+def test_global_switches_are_set():
+    flags = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+    )
+    try:
+        set_global_switches(tf32=True, deterministic=True, threads=1)
+        assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
+        assert torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.benchmark
+        set_global_switches(tf32=False, deterministic=False, threads=None)
+        assert not torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
+        assert not torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags[:2]
+        torch.backends.cudnn.benchmark = flags[2]
+        torch.use_deterministic_algorithms(flags[3])
+        torch.set_num_threads(flags[4])
+
+
+def test_seeding_sets_every_global_generator():
+    def draws():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_everything("initial weights", 3)
+    first = draws()
+    seed_everything("initial weights", 4)
+    other = draws()
+    seed_everything("initial weights", 3)
+    assert draws() == first
+    assert all(a != b for a, b in zip(first, other, strict=True))
