@@ -323,4 +323,4 @@ def test_the_job_s_folder_says_what_was_run_and_what_came_out(finished, capsys):
         assert name in printed
     for name in ("report.md", "figures/mrc.png", "figures/alpha.png"):
         assert (job / name).stat().st_size > 0
-    assert (job / "job.log").read_text().count("at: reused") == 2
+    assert (job / "job.log").read_text().count(" at: reused") == 2
