@@ -324,6 +324,7 @@ def _refuse_additions(schema: type, composed: DictConfig, prefix: str = "") -> N
     """Hydra's `+option=value` adds an option that nothing would read."""
     types = get_type_hints(schema)
     for name in composed:
-        require(name in types, f"there is no option '{prefix}{name}': {choose_from(str(name), types)}.")
+        if name not in types:
+            raise UserError(f"there is no option '{prefix}{name}': {choose_from(str(name), types)}.")
         if is_dataclass(types[name]):
             _refuse_additions(types[name], composed[name], f"{prefix}{name}.")

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import redirect_stderr
+from io import StringIO
 
 import pytest
 from tiny_jobs import command, results_of, subprocess_arguments
@@ -29,12 +31,17 @@ def sweep(output, **options):
     return {**subprocess_arguments(*SWEEP, f"output={output}"), "cwd": output.parent, **options}
 
 
+def sweep_here(output) -> list[str]:
+    """The sweep in this process, since importing torch again takes longest; the lines of its log."""
+    with redirect_stderr(StringIO()) as log:
+        assert command(*SWEEP, f"output={output}") == 0, log.getvalue()
+    return log.getvalue().splitlines()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    done = subprocess.run(**sweep(output), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return output, done.stderr.splitlines()
+    return output, sweep_here(output)
 
 
 def stage_folders(output, stage):
@@ -91,38 +98,40 @@ def kill_when(output, stage, rows):
     assert process.returncode == -signal.SIGKILL, log.read_text()
 
 
-@pytest.mark.parametrize(("stage", "rows"), [("at", 2), ("mrc", 3)])
-def test_killed_and_given_again_it_does_only_what_is_missing(tmp_path, capsys, undisturbed, stage, rows):
+def times(output):
+    return {path: path.stat().st_mtime_ns for path in output.glob("store/*/*/*")}
+
+
+def test_killed_and_given_again_it_does_only_what_is_missing(tmp_path, undisturbed):
+    """Killed in the middle of training, given again, killed in the middle of the scan, given again."""
     output = tmp_path / "out"
-    kill_when(output, stage, rows)
-    (folder,) = stage_folders(output, stage)
-    assert not (folder / "manifest.json").exists(), "it was killed too late to show anything"
-    before = {path: path.stat().st_mtime_ns for path in output.glob("store/*/*/*")}
+    kill_when(output, "at", rows=2)
+    (training,) = stage_folders(output, "at")
+    assert not (training / "manifest.json").exists(), "it was killed too late to show anything"
 
-    assert command(*SWEEP, f"output={output}") == 0  # in this process: importing torch again takes longest
-    log = capsys.readouterr().err.splitlines()
+    kill_when(output, "mrc", rows=3)
+    (scan,) = stage_folders(output, "mrc")
+    assert (training / "manifest.json").exists() and not (scan / "manifest.json").exists()
+    assert json.loads((training / "result.json").read_text())["resumed"] is True
+    before = times(output)
 
-    # The numbers are those of the undisturbed sweep, stage by stage, job by job.
+    log = sweep_here(output)
+
+    # What was finished is reused and untouched; what was begun went on.
+    assert {path: times(output)[path] for path in before if path.parent == training} == {
+        path: time for path, time in before.items() if path.parent == training
+    }
+    assert sum(" at: reused " in line for line in log) == 2
+    assert json.loads((scan / "result.json").read_text())["resumed"] is True
+    # The numbers and the weights are those of the undisturbed sweep.
     assert results_of(output) == results_of(undisturbed[0])
     expected = {path.name: path for path in undisturbed[0].glob("store/*/*") if path.is_dir()}
     found = {path.name: path for path in output.glob("store/*/*") if path.is_dir()}
     assert found.keys() == expected.keys()
+    compared = 0
     for name, path in found.items():
+        assert lines(path / "metrics.jsonl") == lines(expected[name] / "metrics.jsonl") > 0
         for file in path.glob("*.safetensors"):
             assert file.read_bytes() == (expected[name] / file.name).read_bytes(), f"{name}/{file.name}"
-    # What was finished is untouched; what was begun went on.
-    finished = {path.parent for path in before if path.name == "manifest.json"}
-    for path, time_ns in before.items():
-        if path.parent in finished:
-            assert path.stat().st_mtime_ns == time_ns
-    result = json.loads((folder / "result.json").read_text())
-    assert result["resumed"] is True
-    done_again = [line for line in log if f" INFO {stage} " in line]
-    if stage == "at":
-        assert not any(" at 1: " in line and "train_loss" in line for line in done_again[1:])
-        assert len(finished) == 0
-    else:
-        assert {path.parent.name for path in finished} == {"at"}
-        assert any(" at: reused " in line for line in log)
-    rows_of = {path.name: lines(path / "metrics.jsonl") for path in found.values()}
-    assert rows_of == {name: lines(path / "metrics.jsonl") for name, path in expected.items()}
+            compared += 1
+    assert compared == 2 + 2 * 2 + 2 + 3  # AT, two fine-tunings, two α*, three evaluations
