@@ -9,6 +9,7 @@ from rift.config import AttackConfig, Config, number
 from rift.data import load_dataset
 from rift.models import build_model
 from rift.runtime import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
+from rift.runtime.device import DTYPES
 from rift.stages import Session
 
 
@@ -33,6 +34,7 @@ def make_runtime(config: Config) -> Runtime:
     return Runtime(
         device=device,
         precision=choose_precision(options.precision, device),
+        evaluation_precision=DTYPES[options.evaluation_precision],
         channels_last=options.channels_last,
         fold_batchnorm=options.fold_batchnorm,
         cuda_graphs=options.cuda_graphs,

@@ -247,6 +247,7 @@ class ProtocolConfig:
 class RuntimeConfig:
     device: str = MISSING  # auto, cpu, cuda, cuda:1
     precision: str = MISSING  # of crafting and the training step: auto, float32, bfloat16
+    evaluation_precision: str = MISSING  # of crafting where a number is reported: float32, bfloat16
     channels_last: bool = MISSING
     fold_batchnorm: bool = MISSING  # craft through a twin with BatchNorm folded into convolutions
     cuda_graphs: bool = MISSING  # replay the whole attack as one CUDA graph
@@ -259,6 +260,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         one_of("runtime.precision", self.precision, ("auto", "float32", "bfloat16"))
+        one_of("runtime.evaluation_precision", self.evaluation_precision, ("float32", "bfloat16"))
         at_least("runtime.batch_size", self.batch_size, 1)
         at_least("runtime.cache_mib", self.cache_mib, 0)
 

@@ -116,7 +116,7 @@ def module_robust_criticality(
 
     Returns:
         The best perturbation found that lies in the ball. MRC can be negative only if every perturbation
-        that was scored lowered the loss.
+        that was scored lowered the loss; a search that diverged gives NaN.
     """
     radius = solver.epsilon_w * norm_of(weight, solver.norm)
     search = _sgd if solver.name == "sgd" else _projected
@@ -124,9 +124,11 @@ def module_robust_criticality(
     for delta, reached, last in search(search_logits or logits, weight, batches, radius, solver):
         epochs += 1
         farthest = max(farthest, float(reached))
+        if not math.isfinite(float(reached)):  # a later epoch must not hide it
+            return Criticality(math.nan, math.nan, math.nan, math.inf, epochs)
         if solver.score == "worst" or last:
             loss, accuracy = robust_loss(logits, weight + delta, batches())
-            if best is None or loss > best[0]:
+            if best is None or loss > best[0] or not math.isfinite(loss):
                 best = loss, accuracy, float(norm_of(delta, solver.norm))
     assert best is not None
     length = float(norm_of(weight, solver.norm))

@@ -17,6 +17,7 @@ from rift.config import Config
 from rift.pipeline import Pipeline, job_name
 from rift.protocol import selection_notes
 from rift.report import job_report
+from rift.runtime import Runtime
 from rift.store import Store, digest
 from rift.summary import make_summary
 from rift.tracking import Tracker, open_tracker
@@ -24,14 +25,15 @@ from rift.tracking import Tracker, open_tracker
 log = logging.getLogger(__name__)
 
 
-def job_key(config: Config) -> str:
+def job_key(config: Config, runtime: Runtime) -> str:
     """Digest of what decides the job's result: not where it runs, logs, or keeps its files."""
     typed = asdict(config)
     for place in ("logger", "runtime", "study", "output"):
         del typed[place]
     for place in ("root", "download", "cache"):
         del typed["dataset"][place]
-    return digest({**typed, "precision": config.runtime.precision})
+    precisions = [str(runtime.precision), str(runtime.evaluation_precision), config.runtime.tf32]
+    return digest({**typed, "precision": precisions})
 
 
 def run_job(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +49,9 @@ def run_job(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: see `Pipeline.run`.
     """
-    session = make_session(config, make_runtime(config))
-    key = job_key(config)
+    runtime = make_runtime(config)
+    session = make_session(config, runtime)
+    key = job_key(config, runtime)
     folder = Path(config.output) / "jobs" / config.study / f"{job_name(config)}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     with _log_in(folder / "job.log"):
@@ -62,7 +65,7 @@ def run_job(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
             tags=config.logger.tags,
             folder=folder,
             job=job_name(config),
-            key=key,
+            key=digest([key, config.study]),
             study=config.study,
             config=asdict(config),
         )

@@ -20,6 +20,7 @@ from rift.config import Config
 from rift.errors import UserError, choose_from
 from rift.methods import METHODS
 from rift.models import load_foreign_checkpoint
+from rift.protocol import BY_CRITICALITY
 from rift.runner import Runner
 from rift.stages import (
     Session,
@@ -35,8 +36,6 @@ from rift.store import StageFolder, Store
 from rift.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-BY_CRITICALITY = ("least_critical", "most_critical", "top_k")
 
 
 def job_name(config: Config) -> str:
@@ -98,9 +97,11 @@ class Pipeline:
         if tuned and wanted & {"interpolate", "evaluate"}:
             asked = "interpolate" in wanted
             if self._interpolate(run=asked, needed=asked) and "evaluate" in wanted:
-                self._evaluate("rift", self._weights("interpolate"), self.folders["interpolate"].key)
+                self._evaluate("rift", "interpolate")
         if "evaluate" in wanted:
-            self._evaluate("at", self._weights("at"), self.folders["at"].key)
+            self._evaluate("at", "at")
+            if "evaluate_rift" not in self.folders:
+                log.info("evaluate: θ_AT alone; there is no interpolation for these options yet")
         return self.folders
 
     def _at(self, run: bool) -> bool:
@@ -122,11 +123,14 @@ class Pipeline:
             "normalisation": [list(dataset.mean), list(dataset.std)],
             "method": config.method.name,
             "attack": asdict(self.attack),
-            "selection_attack": asdict(self.selection_attack),
-            "options": asdict(options),
+            "options": _without(asdict(options), "select"),
             "augmentation": augmentation,
             "precision": str(self.session.runtime.precision),
+            **self._selection(),
         }
+        if options.epochs == 0:  # the weights are what they are, whatever training would have been
+            identity = _without(identity, "options", "augmentation", "precision", "method", "attack")
+            identity["selection_split"] = options.selection_split
 
         def train(folder: StageFolder) -> dict[str, Any]:
             return adversarial_training(
@@ -144,11 +148,7 @@ class Pipeline:
 
     def _mrc(self, run: bool, needed: bool) -> bool:
         options = self.config.stage.mrc
-        identity = {
-            "at": self.folders["at"].key,
-            "options": asdict(options),
-            "attack": asdict(self.selection_attack),
-        }
+        identity = {"at": self._key("at"), "options": asdict(options), **self._selection()}
 
         def scan(folder: StageFolder) -> dict[str, Any]:
             return mrc_scan(self.session, folder, options, self._weights("at"), self.selection_attack)
@@ -160,13 +160,12 @@ class Pipeline:
         ranking = self.folders["mrc"].result()["ranking"] if "mrc" in self.folders else None
         modules = choose_modules(options.target, options.top_k, self.session.new_network(), ranking)
         augmentation = self._augmentation(options.padding_mode)
-        # The modules decide the result, not the words by which they were chosen.
-        decisive = {name: value for name, value in asdict(options).items() if name not in ("target", "top_k")}
         identity = {
-            "at": self.folders["at"].key,
-            "modules": modules,
-            "options": decisive,
+            "at": self._key("at"),
+            "modules": modules,  # they decide, not the words by which they were chosen
+            "options": _without(asdict(options), "target", "top_k", "select"),
             "augmentation": augmentation,
+            "precision": str(self.session.runtime.precision),
         }
 
         def tune(folder: StageFolder) -> dict[str, Any]:
@@ -176,12 +175,8 @@ class Pipeline:
 
     def _interpolate(self, run: bool, needed: bool) -> bool:
         options = self.config.stage.interpolate
-        identity = {
-            "at": self.folders["at"].key,
-            "finetune": self.folders["finetune"].key,
-            "options": asdict(options),
-            "attack": asdict(self.selection_attack),
-        }
+        ends = {"at": self._key("at"), "finetune": self._key("finetune")}
+        identity = {**ends, "options": asdict(options), **self._selection()}
 
         def sweep(folder: StageFolder) -> dict[str, Any]:
             ends = self._weights("at"), self._weights("finetune")
@@ -189,9 +184,15 @@ class Pipeline:
 
         return self.runner.obtain("interpolate", identity, sweep, run=run, needed=needed)
 
-    def _evaluate(self, which: str, weights: dict[str, Tensor], key: str) -> bool:
+    def _evaluate(self, which: str, section: str) -> bool:
         options = self.config.stage.evaluate
-        identity = {"weights": key, "options": asdict(options), "attack": asdict(self.evaluation_attack)}
+        identity = {
+            "weights": self._key(section),
+            "options": asdict(options),
+            "attack": asdict(self.evaluation_attack),
+            "precision": str(self.session.runtime.evaluation_precision),
+        }
+        weights = self._weights(section)
 
         def evaluate(folder: StageFolder) -> dict[str, Any]:
             return evaluation(self.session, folder, options, weights, self.evaluation_attack)
@@ -202,19 +203,39 @@ class Pipeline:
         data = self.config.dataset
         return {"padding": data.padding, "padding_mode": padding_mode, "flip": data.flip}
 
+    def _selection(self) -> dict[str, Any]:
+        """What decides an accuracy that something is chosen by."""
+        return {
+            "selection_attack": asdict(self.selection_attack),
+            "evaluation_precision": str(self.session.runtime.evaluation_precision),
+            "tf32": self.config.runtime.tf32,
+        }
+
+    def _handed_on(self, section: str) -> str:
+        """Which of a stage's weights the next one takes."""
+        stage = self.config.stage
+        return {"at": stage.at.select, "finetune": stage.finetune.select, "interpolate": "weights"}[section]
+
+    def _key(self, section: str) -> str:
+        """Stands for the weights that a stage hands on."""
+        return f"{self.folders[section].key}/{self._handed_on(section)}"
+
     def _weights(self, section: str) -> dict[str, Tensor]:
         """The weights that a stage hands on, on the device."""
-        folder = self.folders[section]
-        return folder.load(folder.result()["weights"], self.session.runtime.device)
+        return self.folders[section].load(self._handed_on(section), self.session.runtime.device)
 
     def _initial_weights(self) -> tuple[dict[str, Tensor] | None, str | None]:
-        path = self.config.model.checkpoint
-        if path is None:
+        if self.config.model.checkpoint is None:
             return None, None
+        path = Path(self.config.model.checkpoint).expanduser()
         network = self.session.new_network()
-        for sentence in load_foreign_checkpoint(network, Path(path)):
+        for sentence in load_foreign_checkpoint(network, path):
             log.info("%s: %s", path, sentence)
-        return network.state_dict(), file_digest(Path(path))
+        return network.state_dict(), file_digest(path)
+
+
+def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def paired_comparison(folders: Mapping[str, StageFolder]) -> dict[str, Any] | None:

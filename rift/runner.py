@@ -89,12 +89,12 @@ class Runner:
     def _reuse(self, section: str, folder: StageFolder) -> None:
         folder.verify()
         log.info("%s: reused %s", section, folder.path)
-        for row in folder.rows():
-            self.tracker.row(section, row)
+        self._replay(section, folder.rows())
 
     def _make(self, section: str, folder: StageFolder, body: Callable[[StageFolder], dict[str, Any]]) -> None:
         folder.begin()
         folder.on_row = lambda row: self._tell(section, row)
+        folder.on_restored = lambda rows: self._replay(section, rows)
         log.info("%s: %s", section, folder.path)
         began = time.monotonic()
         result = body(folder)
@@ -113,6 +113,11 @@ class Runner:
                 **provenance(),
             }
         )
+
+    def _replay(self, section: str, rows: list[dict[str, Any]]) -> None:
+        """Earlier rows, so that each job's tracker has the whole chain; a continued run has them."""
+        for row in rows if not self.tracker.has_history else []:
+            self.tracker.row(section, row)
 
     def _tell(self, section: str, row: Mapping[str, Any]) -> None:
         self.tracker.row(section, row)

@@ -48,6 +48,7 @@ class StageFolder:
         self.options = dict(options)
         self.resumed = False
         self.on_row: Callable[[Mapping[str, Any]], None] = lambda row: None
+        self.on_restored: Callable[[list[dict[str, Any]]], None] = lambda rows: None
         self._rows: list[dict[str, Any]] = []
 
     # -- completion ------------------------------------------------------------------------------
@@ -91,14 +92,15 @@ class StageFolder:
         save_json(stored, self.options)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes the result, drops the resume point, and sets the completion mark."""
+        """Writes the result, sets the completion mark, and only then drops the resume point."""
         save_json(self.path / "result.json", dict(result))
         self._write_rows()
-        (self.path / RESUME).unlink(missing_ok=True)
         for partial in self.path.glob(".*.partial"):
             partial.unlink()
-        files = sorted(path for path in self.path.iterdir() if path.is_file() and path.name != MANIFEST)
+        passing = (MANIFEST, RESUME)
+        files = sorted(path for path in self.path.iterdir() if path.is_file() and path.name not in passing)
         save_json(self.path / MANIFEST, {"files": {path.name: file_digest(path) for path in files}})
+        (self.path / RESUME).unlink(missing_ok=True)  # last: a kill before loses nothing
 
     def verify(self) -> None:
         """Checks every file of a finished folder against the manifest.
@@ -174,8 +176,7 @@ class StageFolder:
             self._rows = note["rows"]
             self.resumed = True
             found = tensors, note["note"]
-            for row in self._rows:
-                self.on_row(row)
+            self.on_restored(self.rows())
         self._write_rows()
         return found
 

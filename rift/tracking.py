@@ -30,6 +30,7 @@ class Tracker:
     """Takes metrics and does nothing with them: `logger=none`."""
 
     where: Path | None = None
+    has_history = False  # whether the sink knows the rows of an earlier attempt already
 
     def row(self, section: str, row: Mapping[str, Any]) -> None:
         """One line of a stage's metrics; `section` is a key of `AXES`."""
@@ -73,6 +74,7 @@ class WandbTracker(Tracker):
         self.run = run
         self.broken = False
         self.where = Path(run.settings.sync_dir)
+        self.has_history = bool(getattr(run, "resumed", False))
         for section, axis in AXES.items():
             run.define_metric(f"{section}/{axis}", hidden=True)
             run.define_metric(f"{section}/*", step_metric=f"{section}/{axis}")

@@ -10,8 +10,9 @@ from tiny_jobs import config_of, restored_process, same_bits, tiny_config
 
 from rift.assembly import make_runtime, make_session
 from rift.data import Split
+from rift.explain import option_names
 from rift.pipeline import Pipeline
-from rift.protocol import differences, selection_notes
+from rift.protocol import PAPER, differences, selection_notes
 from rift.store import Store
 from rift.tracking import Tracker
 
@@ -109,23 +110,36 @@ def test_a_smoke_run_works_under_every_protocol(tmp_path):
 
 def test_the_paper_s_own_set_up_differs_in_nothing_but_how_often_it_looks():
     (only,) = differences(config_of())
-    assert "every 5 epochs" in only
+    assert only == "stage.at.evaluate_every = 5 (paper: 1)"
     assert differences(config_of("stage.at.evaluate_every=1")) == []
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "expected"),
     [
-        ("attack.epsilon=4/255", "epsilon 4/255"),
-        ("attack@evaluation_attack=pgd20", "evaluated with"),
-        ("stage.at.epochs=10", "AT for 10 epochs, not 110"),
-        ("stage.mrc.split=test", "MRC scan on the test split"),
-        ("stage.finetune.batchnorm=train", "BatchNorm statistics while fine-tuning: train"),
-        ("stage.finetune.lr=0.01", "fine-tuning with lr 0.01"),
-        ("dataset.train_limit=100", "100 training and all test images"),
-        ("protocol=holdout", "selection on: holdout"),
+        ("attack.epsilon=4/255", ["attack.epsilon = 4/255 (paper: 8/255)"]),
+        ("attack@evaluation_attack=pgd20", ["evaluation_attack.steps = 20 (paper: 10)"]),
+        ("stage.at.epochs=10", ["stage.at.epochs = 10 (paper: 110)"]),
+        ("stage.mrc.split=test", ["stage.mrc.split = test (paper: train)"]),
+        ("stage.finetune.batchnorm=train", ["stage.finetune.batchnorm = train (paper: frozen)"]),
+        ("stage.interpolate.tolerance=0.05", ["stage.interpolate.tolerance = 0.05 (paper: 0.001)"]),
+        ("dataset.train_limit=100", ["dataset.train_limit = 100 (paper: all)"]),
+        ("model.width=16", ["model.width = 16 (paper: None)"]),
+        (
+            "protocol=holdout",
+            ["dataset.holdout_fraction = 0.02 (paper: 0.0)"]
+            + [
+                f"stage.{s}.selection_split = holdout (paper: test)"
+                for s in ("at", "finetune", "interpolate")
+            ],
+        ),
     ],
 )
-def test_each_departure_from_the_paper_is_a_sentence(override, words):
-    found = differences(config_of(override, "stage.at.evaluate_every=1"))
-    assert len(found) == 1 and words in found[0]
+def test_each_departure_from_the_paper_is_said(override, expected):
+    assert differences(config_of(override, "stage.at.evaluate_every=1")) == expected
+
+
+def test_every_option_of_the_stages_is_compared():
+    compared = {f"stage.{s}.{name}" for s, options in PAPER["stage"].items() for name in options}
+    derived = {"stage.run", "stage.finetune.top_k"}  # which stages run; counts only with its target
+    assert {name for name in option_names() if name.startswith("stage.")} - derived == compared

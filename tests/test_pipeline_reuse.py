@@ -287,6 +287,10 @@ def test_the_content_of_a_checkpoint_decides_not_its_place(checkpoint, tmp_path)
 # -- the job --------------------------------------------------------------------------------------------
 
 
+def key_of(config):
+    return job_key(config, make_runtime(config))
+
+
 @pytest.mark.parametrize(
     ("override", "same"),
     [
@@ -302,11 +306,14 @@ def test_the_content_of_a_checkpoint_decides_not_its_place(checkpoint, tmp_path)
         ("stage.finetune.lr=0.02", False),
         ("protocol=paper", False),
         ("runtime.precision=bfloat16", False),
+        ("runtime.precision=float32", True),  # what auto is on a CPU
+        ("runtime.evaluation_precision=bfloat16", False),
+        ("runtime.tf32=true", False),
         ("model.width=6", False),
     ],
 )
 def test_a_job_s_key_is_of_what_decides_its_result(override, same):
-    assert (job_key(tiny_config(override)) == job_key(tiny_config())) is same
+    assert (key_of(tiny_config(override)) == key_of(tiny_config())) is same
 
 
 def test_the_job_s_folder_says_what_was_run_and_what_came_out(finished, capsys):
@@ -318,7 +325,7 @@ def test_the_job_s_folder_says_what_was_run_and_what_came_out(finished, capsys):
     assert {**again, "provenance": None} == {**summary, "provenance": None}
     summary = again
     (job,) = (output / "jobs" / "demo").iterdir()
-    assert job.name == f"resnet_small_w4-digits-pgd_at-s0-{job_key(config)}"
+    assert job.name == f"resnet_small_w4-digits-pgd_at-s0-{key_of(config)}"
     assert json.loads((job / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert json.loads((job / "config.json").read_text())["attack"]["epsilon"] == "0.15"
     for which in ("at", "rift"):

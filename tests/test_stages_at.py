@@ -169,10 +169,9 @@ def test_the_best_epoch_is_the_first_of_the_most_robust(session, tmp_path):
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
-def test_the_configuration_says_which_epoch_goes_on(session, tmp_path, select):
+def test_both_epochs_are_kept(session, tmp_path, select):
     folder = stage_folder(tmp_path)
-    result = train(session, folder, options_of(f"stage.at.select={select}", "stage.at.epochs=1"))
-    assert result["weights"] == select
+    train(session, folder, options_of("stage.at.epochs=1"))
     assert (folder.path / f"{select}.safetensors").is_file()
 
 

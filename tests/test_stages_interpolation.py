@@ -11,7 +11,8 @@ from tiny_jobs import Killed, changed, same_bits, stage_folder, tiny_config, tin
 from torch import nn
 
 from rift.attacks import Attack
-from rift.data import load_dataset
+from rift.data import batches, load_dataset
+from rift.randomness import derive_seed
 from rift.runtime import batchnorm_layers
 from rift.stages import best_alpha, interpolate, interpolation
 from rift.store import StageFolder
@@ -169,7 +170,7 @@ def test_the_weights_stored_are_those_at_the_chosen_alpha(session, tmp_path, end
     chosen = best_alpha(result["sweep"], tolerance)
     assert result["alpha"] == chosen["alpha"]
     assert result["clean_accuracy"] == chosen["clean_accuracy"]
-    assert same_bits(folder.load(result["weights"]), interpolate(result["alpha"], *ends))
+    assert same_bits(folder.load("weights"), interpolate(result["alpha"], *ends))
 
 
 def statistics(session) -> set[str]:
@@ -195,6 +196,7 @@ def test_kept_statistics_are_theta_at_s(session, tmp_path, ends, monkeypatch):
 def test_reestimated_statistics_are_the_average_over_clean_training_batches(
     session, tmp_path, ends, monkeypatch
 ):
+    monkeypatch.setattr(stage, "REESTIMATION_BATCH", 32)
     found = stored_at(session, stage_folder(tmp_path), 0.75, ends, "reestimate", monkeypatch)
     line = interpolate(0.75, *ends)
     parameters = {name: line[name] for name in line.keys() - statistics(session)}
@@ -203,13 +205,17 @@ def test_reestimated_statistics_are_the_average_over_clean_training_batches(
     network = session.network(line)
     means, variances = [], []
     with torch.no_grad():
-        for images in session.dataset.train.images.split(session.runtime.batch_size):
-            before = network.conv1(network.normalize(images / 255))
+        order = {"seed": derive_seed("reestimate", session.seed), "shuffle": True}
+        for images, labels, _ in batches(session.dataset.train, 32, **order):
+            if len(labels) < 32:  # the ragged end is left out
+                continue
+            assert len(labels.unique()) > 5  # mixed, however the set is sorted
+            before = network.conv1(network.normalize(images))
             means.append(before.mean(dim=(0, 2, 3)))
             variances.append(before.transpose(0, 1).flatten(1).var(dim=1))
     assert torch.allclose(found["bn1.running_mean"], torch.stack(means).mean(0), atol=1e-5)
     assert torch.allclose(found["bn1.running_var"], torch.stack(variances).mean(0), rtol=1e-4)
-    assert found["bn1.num_batches_tracked"].item() == len(means) == 2
+    assert found["bn1.num_batches_tracked"].item() == len(means) == 3
 
 
 @pytest.mark.parametrize("batchnorm", ["interpolate", "keep", "reestimate"])

@@ -100,6 +100,7 @@ def test_the_manifest_is_the_completion_mark_and_comes_last(tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         folder.finish({"accuracy": 0.5})
     assert not folder.finished
+    assert (folder.path / RESUME).is_file()  # so the next attempt goes on from there
     monkeypatch.undo()
     folder.finish({"accuracy": 0.5})
     assert folder.finished
@@ -180,7 +181,7 @@ def test_rows_written_after_the_resume_point_are_taken_back(tmp_path):
 
     second = stage_folder(tmp_path)
     told = []
-    second.on_row = told.append
+    second.on_restored = told.extend
     tensors, note = second.load_resume_point()
     assert note == {"next_epoch": 1}
     assert torch.signbit(tensors["w"]).tolist() == [False, True]

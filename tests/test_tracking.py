@@ -14,6 +14,7 @@ from tiny_jobs import TINY, command
 from wandb.proto import wandb_internal_pb2
 
 from rift import tracking
+from rift.store import digest
 from rift.tracking import AXES, Tracker, WandbTracker, has_credentials, open_tracker
 
 OPTIONS = {
@@ -94,7 +95,7 @@ def test_the_run_is_the_job(job):
     (folder,) = job.glob("jobs/demo/*")
     (run,) = [r.run for r in records(offline_file(job)) if r.WhichOneof("record_type") == "run"][:1]
     key = folder.name.rpartition("-")[2]
-    assert run.run_id == key
+    assert run.run_id == digest([key, "demo"])
     assert run.display_name == folder.name.removesuffix(f"-{key}")
     assert (run.project, run.run_group) == ("rift", "demo")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}

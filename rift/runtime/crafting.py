@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, fx, nn
 
 from rift.runtime import folding
 from rift.runtime.device import Runtime
+from rift.runtime.graphs import graphed
 from rift.runtime.modes import borrowed
 
 # How far the logits of the folded twin may be off, as a share of the largest.
@@ -32,6 +34,7 @@ class CraftingNetwork(nn.Module):
         self._runtime = runtime
         self._precision = precision
         self._pairs: list[folding.Pair] = []
+        self._captured: dict[Hashable, Callable[..., Tensor]] = {}
         folded = self._folded(network, runtime, precision) if runtime.fold_batchnorm else None
         self._adopt(self._copy() if folded is None else folded, autocast=folded is None)
         self._checked = folded is None
@@ -62,6 +65,12 @@ class CraftingNetwork(nn.Module):
             _lower(graph_module, precision)
         return graph_module
 
+    def captured(self, key: Hashable, craft: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """An attack through this network as a CUDA graph, kept under a key: weights change in place."""
+        if key not in self._captured:
+            self._captured[key] = graphed(craft, self._runtime)
+        return self._captured[key]
+
     def refresh(self) -> None:
         """Takes over the network's present weights and BatchNorm statistics."""
         folding.refresh(self.body, self._source[0], self._pairs)
@@ -69,13 +78,15 @@ class CraftingNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 in [0, 1] to logits (B, K) float32."""
         if not self._checked:
-            self._check(images.detach()[:8])
+            self.check(images.detach()[:8])
         with torch.autocast(self._runtime.device.type, dtype=self._precision, enabled=self._autocast):
             return self._call(images).float()
 
     @torch.no_grad()
-    def _check(self, images: Tensor) -> None:
-        """Once: the folded twin computes what the network does; a wrong one would weaken attacks unseen."""
+    def check(self, images: Tensor) -> None:
+        """Compares with the network's own logits: done at the first call, and worth doing after training.
+
+        The folded twin computes what the network does; a wrong one would weaken attacks unseen."""
         self._checked = True
         with borrowed(self._source[0], training=False) as network:
             expected = network(images).float()
@@ -84,7 +95,7 @@ class CraftingNetwork(nn.Module):
             self._runtime.fall_back(
                 "the network with its BatchNorm folded gives other logits, so it is crafted through unfolded"
             )
-            self._pairs = []
+            self._pairs, self._captured = [], {}
             self._adopt(self._copy(), autocast=True)
 
 

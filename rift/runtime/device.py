@@ -24,8 +24,9 @@ class Runtime:
 
     Attributes:
         device: where tensors live.
-        precision: of crafting during training and of the training step. Reported accuracies and MRC
-            values are always computed in float32.
+        precision: of crafting during training and of the training step.
+        evaluation_precision: of crafting for accuracies that are reported or chosen by, and of the scan's
+            adversarial examples. Verdicts and MRC values are always computed in float32.
         channels_last: memory format of images and convolutions.
         fold_batchnorm: craft through a twin with BatchNorm folded into the convolutions.
         cuda_graphs: replay the whole attack as one CUDA graph.
@@ -37,6 +38,7 @@ class Runtime:
 
     device: torch.device
     precision: torch.dtype = torch.float32
+    evaluation_precision: torch.dtype = torch.float32
     channels_last: bool = True
     fold_batchnorm: bool = True
     cuda_graphs: bool = True
@@ -72,6 +74,7 @@ class Runtime:
             "name": name,
             "threads": torch.get_num_threads(),
             "precision": str(self.precision).removeprefix("torch."),
+            "evaluation_precision": str(self.evaluation_precision).removeprefix("torch."),
             "channels_last": self.channels_last,
             "fold_batchnorm": self.fold_batchnorm,
             "cuda_graphs": self.cuda_graphs and self.device.type == "cuda",

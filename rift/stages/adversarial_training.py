@@ -58,6 +58,9 @@ def adversarial_training(
     if session.dataset.holdout is not None:
         folder.save("holdout", {"indices": session.dataset.holdout.indices})
     crafting = CraftingNetwork(network, session.runtime, session.runtime.precision)
+    judging = crafting
+    if session.runtime.evaluation_precision != session.runtime.precision:
+        judging = CraftingNetwork(network, session.runtime, session.runtime.evaluation_precision)
     craft = _crafter(network, crafting, method, attack, session.runtime)
     selection = session.dataset.split(options.selection_split)
     for epoch in training.remaining():
@@ -65,7 +68,7 @@ def adversarial_training(
         row = _epoch(session, training, craft, method, attack, augmentation, options.batch_size, epoch)
         if robust_accuracy_is_due(epoch, options.epochs, options.evaluate_every):
             verdicts = session.attacked(
-                network, selection, selection_attack, runs=1, label="at: selection", crafting=crafting
+                network, selection, selection_attack, runs=1, label="at: selection", crafting=judging
             )
             row |= {"clean_accuracy": verdicts.clean_accuracy, "robust_accuracy": verdicts.robust_accuracy}
         training.end_epoch(row)
@@ -77,7 +80,7 @@ def adversarial_training(
             "robust_accuracy": verdicts.robust_accuracy,
         }
         folder.add_row(training.last_row)
-    return training.finish(options.select)
+    return training.finish()
 
 
 def robust_accuracy_is_due(epoch: int, epochs: int, every: int) -> bool:

@@ -42,6 +42,7 @@ def evaluation(
         runs=options.restarts,
         exact_runs=options.exact_runs,
         label="evaluate",
+        purpose="evaluation",
     )
     folder.save(
         "verdicts",

@@ -14,6 +14,7 @@ from rift.data import batches
 from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
 from rift.progress import measured
+from rift.randomness import derive_seed
 from rift.runtime import batchnorm_layers, borrowed, seed_everything
 from rift.stages.session import Session
 from rift.stages.training import Training
@@ -91,7 +92,7 @@ def fine_tuning(
         with borrowed(network, training=False):
             right = correct(network, selection, session.runtime.batch_size, session.runtime.channels_last)
         training.end_epoch(row | {"clean_accuracy": right.double().mean().item()})
-    return {"modules": modules, **training.finish(options.select)}
+    return {"modules": modules, **training.finish()}
 
 
 def _epoch(
@@ -108,7 +109,7 @@ def _epoch(
         train,
         options.batch_size,
         epoch=epoch,
-        seed=session.seed,
+        seed=derive_seed("finetune", session.seed),  # not AT's crops over again
         shuffle=True,
         channels_last=runtime.channels_last,
         **augmentation,

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from rift.attacks import Attack
 from rift.config import InterpolateConfig
 from rift.data import batches
+from rift.randomness import derive_seed
 from rift.runtime import CraftingNetwork, batchnorm_layers
 from rift.stages.session import Session
 from rift.store import StageFolder
+
+REESTIMATION_BATCH = 512  # images
 
 
 def interpolate(
@@ -83,7 +85,7 @@ def interpolation(
     points = folder.rows()
     split = session.dataset.split(options.selection_split)
     network = session.network(theta_at)
-    crafting = CraftingNetwork(network, session.runtime, session.runtime.precision)
+    crafting = CraftingNetwork(network, session.runtime, session.runtime.evaluation_precision)
     for index in range(len(points), options.points):
         alpha = index / (options.points - 1)
         network.load_state_dict(_weights(session, network, options.batchnorm, alpha, theta_at, theta_ft))
@@ -108,7 +110,7 @@ def interpolation(
     chosen = best_alpha(points, options.tolerance)
     weights = _weights(session, network, options.batchnorm, chosen["alpha"], theta_at, theta_ft)
     folder.save("weights", weights)
-    return {**chosen, "sweep": points, "weights": "weights"}
+    return {**chosen, "sweep": points}
 
 
 def _weights(
@@ -132,7 +134,32 @@ def _weights(
     if batchnorm == "keep" or alpha == 0.0:
         return weights | {name: theta_at[name].clone() for name in statistics}
     network.load_state_dict(weights)
-    runtime = session.runtime
-    clean = batches(session.dataset.train, runtime.batch_size, channels_last=runtime.channels_last)
-    update_bn((batch.images for batch in clean), network)
+    reestimate_batchnorm(network, session)
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+@torch.no_grad()
+def reestimate_batchnorm(network: nn.Module, session: Session) -> None:
+    """Replaces every running statistic by its mean over clean training images, in mixed batches; in place.
+
+    Everything but BatchNorm stays in eval mode, and the last, smaller batch is left out (if it is not the
+    only one), since each batch counts alike.
+    """
+    layers = batchnorm_layers(network)
+    momenta = [layer.momentum for layer in layers]
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+        layer.train()
+    train = session.dataset.train
+    seed = derive_seed("reestimate", session.seed)
+    clean = batches(
+        train, REESTIMATION_BATCH, seed=seed, shuffle=True, channels_last=session.runtime.channels_last
+    )
+    for index, batch in enumerate(clean):
+        if index == 0 or len(batch.labels) == REESTIMATION_BATCH:
+            network(batch.images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    network.eval()

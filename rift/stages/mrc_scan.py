@@ -108,7 +108,7 @@ def adversarial_examples(
     """
     runtime = session.runtime
     split = scanned_split(session, options)
-    crafting = CraftingNetwork(network, runtime, runtime.precision)
+    crafting = CraftingNetwork(network, runtime, runtime.evaluation_precision)
     craft = graphed(lambda x, y, start: pgd(crafting, x, y, start, attack), runtime)
     parts, labels = [], []
     with measured("mrc: adversarial examples", len(split)) as meter:

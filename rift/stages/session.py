@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from rift.attacks import Attack, Verdicts, robust_verdicts
 from rift.data import Dataset, Split
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime, borrowed, graphed
+from rift.randomness import derive_seed
+from rift.runtime import CraftingNetwork, Runtime, borrowed
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Session:
         runs: int,
         exact_runs: bool = True,
         label: str = "attack",
+        purpose: str = "selection",
         crafting: CraftingNetwork | None = None,
     ) -> Verdicts:
         """Which images of a split survive the attack, with progress shown.
@@ -55,12 +57,13 @@ class Session:
             runs: random starts; the same for every network of this seed.
             exact_runs: see `rift.attacks.robust_verdicts`.
             label: for the progress bar.
+            purpose: random starts differ between purposes, so what is chosen is not reported with its luck.
             crafting: the network's frozen form if there is one already; it is brought up to date.
         """
         if crafting is None:
-            crafting = CraftingNetwork(network, self.runtime, self.runtime.precision)
-        else:
-            crafting.refresh()
+            crafting = CraftingNetwork(network, self.runtime, self.runtime.evaluation_precision)
+        crafting.refresh()
+        crafting.check(split.images[:8] / 255)
         with borrowed(network, training=False), measured(label, runs * len(split)) as meter:
             return robust_verdicts(
                 network,
@@ -69,9 +72,9 @@ class Session:
                 attack,
                 runs=runs,
                 exact_runs=exact_runs,
-                seed=self.seed,
+                seed=derive_seed(purpose, self.seed),
                 batch_size=self.runtime.batch_size,
                 channels_last=self.runtime.channels_last,
                 advance=meter.advance,
-                accelerate=lambda craft: graphed(craft, self.runtime),
+                accelerate=lambda craft: crafting.captured(attack, craft),
             )

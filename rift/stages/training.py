@@ -54,6 +54,10 @@ def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingConfig, sta
     """
     if options.schedule == "constant":
         return None
+    if options.schedule == "plateau":
+        raise UserError(
+            f"stage.{stage}.schedule=plateau needs a metric that is not measured every epoch: use multistep."
+        )
     # timm looks one epoch ahead in its milestones; ours say how many epochs run at the full rate.
     milestones = [milestone + 1 for milestone in options.milestones]
     try:
@@ -144,11 +148,11 @@ class Training:
         self.next_epoch = row["epoch"]
         self._save()
 
-    def finish(self, select: str) -> dict[str, Any]:
-        """Writes the weights of the best and of the last epoch; the part of the result that names them."""
+    def finish(self) -> dict[str, Any]:
+        """Writes the weights of the best and of the last epoch; their metrics are part of the result."""
         self.folder.save("last", self.network.state_dict())
         self.folder.save("best", self.best or self.network.state_dict())
-        return {"best": self.best_row, "last": self.last_row, "weights": select}
+        return {"best": self.best_row, "last": self.last_row}
 
     def _save(self) -> None:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
@@ -187,7 +191,8 @@ class Training:
             }
             for name, value in part("optimizer.").items():
                 index, _, field = name.partition(".")
-                state.setdefault(int(index), {})[field] = value
+                # A step counter on the GPU would be waited for in every step.
+                state.setdefault(int(index), {})[field] = value if value.dim() else value.cpu()
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             _lay_out_like_parameters(self.optimizer)

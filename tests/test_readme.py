@@ -1,0 +1,49 @@
+"""Every command and every option of the README exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny_jobs import config_of
+
+from rift.explain import option_names
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# `(at, finetune, …)` behind a command are other values of its last option.
+COMMANDS = sorted(set(re.findall(r"`python -m rift ([^`]*=[^`]*)`", README)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_composes(command):
+    words = [word for word in shlex.split(command) if word != "-m"]
+    if "-m" in command.split():
+        words = [word if word.count("=") != 1 else word.split(",")[0] for word in words]
+    if "dataset=image_folder" not in words:
+        words = [word for word in words if not word.startswith("dataset.root")]
+    config_of(*words)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 12
+
+
+def test_options_that_are_named_exist():
+    known = set(option_names()) | {"stage.*.selection_split", "hydra/launcher"}
+    named = set(
+        re.findall(r"`((?:model|dataset|attack|evaluation_attack|stage|logger|runtime)\.[\w.*]+)", README)
+    )
+    assert named and {name.rstrip(".") for name in named} <= known
+
+
+def test_targets_and_files_that_are_named_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake (\w[\w-]*)", README)):
+        assert f"\n{target}:" in makefile
+    for path in re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert (ROOT / path).is_file()
+    for path in set(re.findall(r"`((?:rift|scripts|tests|conf)/[\w/.]*)", README)):
+        assert (ROOT / path).exists(), path
