@@ -35,7 +35,7 @@ class CraftingNetwork(nn.Module):
         self._precision = precision
         self._pairs: list[folding.Pair] = []
         self._captured: dict[Hashable, Callable[..., Tensor]] = {}
-        folded = self._folded(network, runtime, precision) if runtime.fold_batchnorm else None
+        folded = self._folded() if runtime.fold_batchnorm else None
         self._adopt(self._copy() if folded is None else folded, autocast=folded is None)
         self._checked = folded is None
 
@@ -50,19 +50,20 @@ class CraftingNetwork(nn.Module):
         # would not do what the switch says.
         self._call = torch.compile(self.body) if self._runtime.compile else self.body
 
-    def _folded(self, network: nn.Module, runtime: Runtime, precision: torch.dtype) -> fx.GraphModule | None:
+    def _folded(self) -> fx.GraphModule | None:
+        network = self._source[0]
         try:
             graph_module = folding.trace(network)
         except Exception as error:  # tracing runs arbitrary model code, which fails in any way it likes
-            runtime.fall_back(
+            self._runtime.fall_back(
                 f"{type(network).__name__} cannot be traced ({type(error).__name__}), "
                 "so its BatchNorm is not folded while crafting"
             )
             return None
         self._pairs = folding.foldable_pairs(graph_module)
         folding.fold(graph_module, self._pairs)
-        if precision != torch.float32:
-            _lower(graph_module, precision)
+        if self._precision != torch.float32:
+            _lower(graph_module, self._precision)
         return graph_module
 
     def captured(self, key: Hashable, craft: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -86,7 +87,8 @@ class CraftingNetwork(nn.Module):
     def check(self, images: Tensor) -> None:
         """Compares with the network's own logits: done at the first call, and worth doing after training.
 
-        The folded twin computes what the network does; a wrong one would weaken attacks unseen."""
+        The folded twin computes what the network does; a wrong one would weaken attacks unseen.
+        """
         self._checked = True
         with borrowed(self._source[0], training=False) as network:
             expected = network(images).float()

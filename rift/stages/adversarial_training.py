@@ -14,7 +14,7 @@ from rift.config import ATConfig
 from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime, borrowed, graphed, seed_everything
+from rift.runtime import CraftingNetwork, Runtime, borrowed, seed_everything
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
 from rift.stages.session import Session
 from rift.stages.training import Training
@@ -63,22 +63,21 @@ def adversarial_training(
         judging = CraftingNetwork(network, session.runtime, session.runtime.evaluation_precision)
     craft = _crafter(network, crafting, method, attack, session.runtime)
     selection = session.dataset.split(options.selection_split)
+
+    def judge() -> dict[str, float]:
+        verdicts = session.attacked(
+            network, selection, selection_attack, runs=1, label="at: selection", crafting=judging
+        )
+        return {"clean_accuracy": verdicts.clean_accuracy, "robust_accuracy": verdicts.robust_accuracy}
+
     for epoch in training.remaining():
         seed_everything("at", session.seed, epoch)  # for dropout and the like
         row = _epoch(session, training, craft, method, attack, augmentation, options.batch_size, epoch)
         if robust_accuracy_is_due(epoch, options.epochs, options.evaluate_every):
-            verdicts = session.attacked(
-                network, selection, selection_attack, runs=1, label="at: selection", crafting=judging
-            )
-            row |= {"clean_accuracy": verdicts.clean_accuracy, "robust_accuracy": verdicts.robust_accuracy}
+            row |= judge()
         training.end_epoch(row)
     if options.epochs == 0:
-        verdicts = session.attacked(network, selection, selection_attack, runs=1, label="at: selection")
-        training.best_row = training.last_row = {
-            "epoch": 0,
-            "clean_accuracy": verdicts.clean_accuracy,
-            "robust_accuracy": verdicts.robust_accuracy,
-        }
+        training.best_row = training.last_row = {"epoch": 0, **judge()}
         folder.add_row(training.last_row)
     return training.finish()
 
@@ -155,4 +154,9 @@ def _crafter(
 
     if attack.batchnorm == "train":
         return with_batch_statistics
-    return graphed(with_fixed_statistics, runtime)
+
+    def craft(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        # Asked for at each call: a network that had to be replaced has dropped its graphs.
+        return crafting.captured("training", with_fixed_statistics)(images, labels, start)
+
+    return craft

@@ -62,7 +62,8 @@ class Session:
         """
         if crafting is None:
             crafting = CraftingNetwork(network, self.runtime, self.runtime.evaluation_precision)
-        crafting.refresh()
+        else:
+            crafting.refresh()
         crafting.check(split.images[:8] / 255)
         with borrowed(network, training=False), measured(label, runs * len(split)) as meter:
             return robust_verdicts(
