@@ -250,19 +250,19 @@ class RuntimeConfig:
     evaluation_precision: str = MISSING  # of crafting where a number is reported: float32, bfloat16
     channels_last: bool = MISSING
     fold_batchnorm: bool = MISSING  # craft through a twin with BatchNorm folded into convolutions
-    cuda_graphs: bool = MISSING  # replay the whole attack as one CUDA graph
-    compile: bool = MISSING  # torch.compile of the crafting network
+    cuda_graphs: bool = MISSING  # replay attacks and training steps as CUDA graphs
+    compile: bool = MISSING  # torch.compile of the crafting network and the training step
     tf32: bool = MISSING
     deterministic: bool = MISSING
     batch_size: int = MISSING  # images per batch where no weights are updated
-    cache_mib: int = MISSING  # bound of the MRC scan's activation cache
+    cache_mib: int | None = MISSING  # bound of the MRC scan's activation cache; null: see Runtime
     threads: int | None = MISSING  # CPU threads; null is torch's choice
 
     def __post_init__(self) -> None:
         one_of("runtime.precision", self.precision, ("auto", "float32", "bfloat16"))
         one_of("runtime.evaluation_precision", self.evaluation_precision, ("float32", "bfloat16"))
         at_least("runtime.batch_size", self.batch_size, 1)
-        at_least("runtime.cache_mib", self.cache_mib, 0)
+        at_least("runtime.cache_mib", self.cache_mib or 0, 0)
 
 
 @dataclass

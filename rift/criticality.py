@@ -102,6 +102,7 @@ def module_robust_criticality(
     baseline: tuple[float, float],
     solver: Solver,
     search_logits: Logits | None = None,
+    search_batches: Callable[[], Iterable[Batch]] | None = None,
 ) -> Criticality:
     """Seeks the worst perturbation of one weight and says what it does.
 
@@ -111,31 +112,36 @@ def module_robust_criticality(
         batches: makes one pass over the adversarial examples.
         baseline: mean loss and accuracy with the weight as it is.
         solver: how to search.
-        search_logits: the same function in lower precision, for the search alone; what is reported comes
-            from `logits`.
+        search_logits: the same function in lower precision, for the search alone, which includes the
+            choice between epochs; what is reported comes from `logits`.
+        search_batches: the passes for it; the same as `batches` if not given.
 
     Returns:
         The best perturbation found that lies in the ball. MRC can be negative only if every perturbation
         that was scored lowered the loss; a search that diverged gives NaN.
     """
     radius = solver.epsilon_w * norm_of(weight, solver.norm)
-    search = _sgd if solver.name == "sgd" else _projected
+    find = _sgd if solver.name == "sgd" else _projected
+    search_logits, search_batches = search_logits or logits, search_batches or batches
     best, farthest, epochs = None, 0.0, 0
-    for delta, reached, last in search(search_logits or logits, weight, batches, radius, solver):
+    for delta, reached, last in find(search_logits, weight, search_batches, radius, solver):
         epochs += 1
         farthest = max(farthest, float(reached))
         if not math.isfinite(float(reached)):  # a later epoch must not hide it
             return Criticality(math.nan, math.nan, math.nan, math.inf, epochs)
         if solver.score == "worst" or last:
-            loss, accuracy = robust_loss(logits, weight + delta, batches())
-            if best is None or loss > best[0] or not math.isfinite(loss):
-                best = loss, accuracy, float(norm_of(delta, solver.norm))
+            scored = robust_loss(search_logits, weight + delta, search_batches())
+            if best is None or scored[0] > best[0] or not math.isfinite(scored[0]):
+                best = (*scored, delta)
     assert best is not None
-    length = float(norm_of(weight, solver.norm))
+    loss, accuracy, delta = best
+    if search_logits is not logits and math.isfinite(loss):
+        loss, accuracy = robust_loss(logits, weight + delta, batches())
+    length, moved = float(norm_of(weight, solver.norm)), float(norm_of(delta, solver.norm))
     return Criticality(
-        mrc=best[0] - baseline[0],
-        robust_accuracy_drop=baseline[1] - best[1],
-        relative_norm=best[2] / length if length else 0.0,
+        mrc=loss - baseline[0],
+        robust_accuracy_drop=baseline[1] - accuracy,
+        relative_norm=moved / length if length else 0.0,
         farthest=farthest / length if length else 0.0,
         epochs=epochs,
     )

@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,15 +33,23 @@ import textbook  # noqa: E402
 
 from rift.attacks import Attack, pgd, robust_verdicts  # noqa: E402
 from rift.checkpoint import save_json  # noqa: E402
-from rift.criticality import Solver, module_robust_criticality, robust_loss  # noqa: E402
+from rift.criticality import Solver, robust_loss  # noqa: E402
 from rift.data import Split, batches  # noqa: E402
+from rift.methods import METHODS  # noqa: E402
 from rift.models import build_model, scannable_modules  # noqa: E402
 from rift.provenance import provenance  # noqa: E402
-from rift.runtime import CraftingNetwork, Runtime, choose_device, graphed, set_global_switches  # noqa: E402
-from rift.runtime.suffix import FrozenGraph  # noqa: E402
+from rift.runtime import (  # noqa: E402
+    CraftingNetwork,
+    Runtime,
+    choose_device,
+    gradient_pass,
+    graphed,
+    set_global_switches,
+)
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate  # noqa: E402
 from rift.stages.interpolation import interpolate  # noqa: E402
-from rift.stages.mrc_scan import CachedPasses, in_precision  # noqa: E402
+from rift.stages.mrc_scan import criticality_of  # noqa: E402
+from rift.stages.scanned_network import ScannedNetwork  # noqa: E402
 
 EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
 ATTACK = Attack("linf", EPSILON, STEP, STEPS)
@@ -56,20 +64,35 @@ class Sizes:
     scan: int
     scan_batch: int
     scan_epochs: int
+    scan_every: int  # one module in so many is scanned
     evaluate: int
     alphas: int
     data: int
 
 
-CPU = Sizes(attack=16, scan=16, scan_batch=16, scan_epochs=2, evaluate=16, alphas=2, data=10_000)
-GPU = Sizes(attack=128, scan=2048, scan_batch=512, scan_epochs=2, evaluate=2048, alphas=2, data=50_000)
+CPU = Sizes(
+    attack=32, scan=96, scan_batch=96, scan_epochs=10, scan_every=5, evaluate=16, alphas=2, data=10_000
+)
+GPU = Sizes(
+    attack=128, scan=2048, scan_batch=512, scan_epochs=2, scan_every=1, evaluate=2048, alphas=2, data=50_000
+)
+
+
+Loop = Callable[[], object]
+
+
+def parts(loop: Loop) -> Iterator[object]:
+    """A generator's parts; a plain call is one."""
+    result = loop()
+    if isinstance(result, Iterator):
+        yield from result
 
 
 class Bench:
     """One device, one network, and the rows measured so far."""
 
-    def __init__(self, device: torch.device, sizes: Sizes, rounds: int) -> None:
-        self.sizes, self.rounds = sizes, rounds
+    def __init__(self, device: torch.device, sizes: Sizes, rounds: int, wanted: Sequence[str]) -> None:
+        self.sizes, self.rounds, self.wanted = sizes, rounds, wanted
         self.runtime = Runtime(device)
         self.rows: list[dict[str, Any]] = []
         generator = torch.Generator().manual_seed(0)
@@ -91,52 +114,79 @@ class Bench:
 
     def compare(
         self,
-        name: str,
-        fast: Callable[[], object],
-        slow: Callable[[], object],
+        slow: Loop,
+        fast: dict[str, Loop],
         *,
         images: int,
         flops: float,
-        rounds: int | None = None,
-        warm_up: bool = True,
+        once: bool = False,
     ) -> None:
-        """Times two loops in turn and stores the row; `flops` are the work that the textbook does."""
-        if warm_up:
-            fast()
-            slow()
-        times: dict[str, list[float]] = {"fast": [], "slow": []}
-        peaks: dict[str, float] = {}
-        for _ in range(rounds or self.rounds):
-            for label, loop in (("slow", slow), ("fast", fast)):
+        """Times the textbook and its fast forms in turn and stores a row for each of them.
+
+        A loop that is a generator is timed part by part, in turn with the others: a machine's speed drifts.
+
+        Args:
+            slow: the textbook.
+            fast: by the name of the row; those not asked for are left out.
+            images: that one call works on.
+            flops: the work that the textbook does in one call.
+            once: one round without a warm-up, for what takes long on a CPU.
+        """
+        loops = {"": slow} | {name: loop for name, loop in fast.items() if name in self.wanted}
+        if len(loops) == 1:
+            return
+        once = once and self.runtime.device.type == "cpu"
+        times: dict[str, list[float]] = {name: [] for name in loops}
+        peaks = dict.fromkeys(loops, 0.0)
+        if not once:
+            self._round(loops, peaks)
+        for _ in range(1 if once else self.rounds):
+            for name, seconds in self._round(loops, peaks).items():
+                times[name].append(seconds)
+        textbook_seconds = statistics.median(times.pop(""))
+        for name, taken in times.items():
+            seconds = statistics.median(taken)
+            self.rows.append(
+                {
+                    "name": name,
+                    "ratio": textbook_seconds / seconds,
+                    "seconds": seconds,
+                    "textbook_seconds": textbook_seconds,
+                    "images": images,
+                    "images_per_s": images / seconds,
+                    "tflops": flops / seconds / 1e12,
+                    "textbook_tflops": flops / textbook_seconds / 1e12,
+                    "peak_mib": peaks[name],
+                    "textbook_peak_mib": peaks[""],
+                    "rounds": len(taken),
+                }
+            )
+            print(f"{name}: {textbook_seconds / seconds:.2f}x", file=sys.stderr)
+
+    def _round(self, loops: dict[str, Loop], peaks: dict[str, float]) -> dict[str, float]:
+        """Every loop once: the seconds of each."""
+        seconds = dict.fromkeys(loops, 0.0)
+        unfinished = {name: parts(loop) for name, loop in loops.items()}
+        while unfinished:
+            for name, iterator in list(unfinished.items()):
                 self._reset_peak()
                 self._wait()
                 began = time.perf_counter()
-                loop()
+                ended = next(iterator, None) is None
                 self._wait()
-                times[label].append(time.perf_counter() - began)
-                peaks[label] = max(peaks.get(label, 0.0), self._peak_mib())
-        seconds, textbook_seconds = (statistics.median(times[label]) for label in ("fast", "slow"))
-        self.rows.append(
-            {
-                "name": name,
-                "ratio": textbook_seconds / seconds,
-                "seconds": seconds,
-                "textbook_seconds": textbook_seconds,
-                "images": images,
-                "images_per_s": images / seconds,
-                "tflops": flops / seconds / 1e12,
-                "textbook_tflops": flops / textbook_seconds / 1e12,
-                "peak_mib": peaks["fast"],
-                "textbook_peak_mib": peaks["slow"],
-                "rounds": rounds or self.rounds,
-            }
-        )
-        print(f"{name}: {textbook_seconds / seconds:.2f}x", file=sys.stderr)
+                seconds[name] += time.perf_counter() - began
+                peaks[name] = max(peaks[name], self._peak_mib())
+                if ended:
+                    del unfinished[name]
+        return seconds
 
-    def skip(self, name: str, reason: str) -> None:
-        """Stores a row that was not measured, and why."""
-        self.rows.append({"name": name, "ratio": None, "not_measured": reason})
-        print(f"{name}: not measured, {reason}", file=sys.stderr)
+    def can(self, name: str, precision: torch.dtype) -> bool:
+        """Whether a row is asked for and this machine computes in its precision; stores why not."""
+        if name in self.wanted and precision != torch.float32 and not self.native_bf16:
+            self.rows.append({"name": name, "ratio": None, "not_measured": NOT_NATIVE})
+            print(f"{name}: not measured, {NOT_NATIVE}", file=sys.stderr)
+            return False
+        return name in self.wanted
 
     def _wait(self) -> None:
         if self.runtime.device.type == "cuda":
@@ -183,47 +233,51 @@ def data_path(bench: Bench) -> None:
         for x, _ in loader:
             x.to(device)
 
-    bench.compare("data_path", fast, slow, images=count, flops=0)
+    bench.compare(slow, {"data_path": fast}, images=count, flops=0)
 
 
-def craft(bench: Bench, precision: torch.dtype) -> None:
+def craft(bench: Bench) -> None:
     """PGD-10 on one batch."""
-    name = "craft_fp32" if precision == torch.float32 else "craft_bf16"
-    if precision != torch.float32 and not bench.native_bf16:
-        return bench.skip(name, NOT_NATIVE)
     count = bench.sizes.attack
     x, y, nhwc = bench.images(count), bench.labels(count), bench.images(count, channels_last=True)
-    crafting = CraftingNetwork(bench.fast, bench.runtime, precision)
-    attack = graphed(lambda x, y, start: pgd(crafting, x, y, start, ATTACK), bench.runtime)
+
+    def fast(precision: torch.dtype) -> Callable[[], object]:
+        crafting = CraftingNetwork(bench.fast, bench.runtime, precision)
+        attack = graphed(lambda x, y, start: pgd(crafting, x, y, start, ATTACK), bench.runtime)
+        return lambda: attack(nhwc, y, nhwc)
+
     bench.compare(
-        name,
-        lambda: attack(nhwc, y, nhwc),
         lambda: textbook.pgd(bench.plain, x, y, x, EPSILON, STEP, STEPS),
+        {name: fast(dtype) for name, dtype in named("craft") if bench.can(name, dtype)},
         images=count,
         flops=count * STEPS * 2 * bench.forward,
     )
-    return None
 
 
-def at_step(bench: Bench, precision: torch.dtype) -> None:
+def named(loop: str) -> list[tuple[str, torch.dtype]]:
+    """The rows of a loop that is timed in both precisions."""
+    return [(f"{loop}_fp32", torch.float32), (f"{loop}_bf16", torch.bfloat16)]
+
+
+def at_step(bench: Bench) -> None:
     """One update of PGD-10 adversarial training."""
-    name = "at_step_fp32" if precision == torch.float32 else "at_step_bf16"
-    if precision != torch.float32 and not bench.native_bf16:
-        return bench.skip(name, NOT_NATIVE)
     count = bench.sizes.attack
     x, y, nhwc = bench.images(count), bench.labels(count), bench.images(count, channels_last=True)
-    network, plain = bench.runtime.place(make_network("resnet18")), make_network("resnet18").to(x.device)
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-    optimizer = torch.optim.SGD(network.parameters(), **settings, fused=True)
+    plain = make_network("resnet18").to(x.device)
     plain_optimizer = torch.optim.SGD(plain.parameters(), **settings)
+
+    def fast(precision: torch.dtype) -> Callable[[], None]:
+        network = bench.runtime.place(make_network("resnet18"))
+        optimizer = torch.optim.SGD(network.parameters(), **settings, fused=True)
+        return make_at_step(network, optimizer, bench.runtime, precision, nhwc, y)
+
     bench.compare(
-        name,
-        make_at_step(network, optimizer, bench.runtime, precision, nhwc, y),
         lambda: textbook.at_step(plain, plain_optimizer, x, y, x, EPSILON, STEP, STEPS),
+        {name: fast(dtype) for name, dtype in named("at_step") if bench.can(name, dtype)},
         images=count,
         flops=count * at_flops(bench.forward, STEPS),
     )
-    return None
 
 
 def make_at_step(
@@ -241,63 +295,60 @@ def make_at_step(
         crafting.refresh()
         return pgd(crafting, x, y, start, ATTACK)
 
+    def loss_and_logits(x: Tensor, adversarial: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision != torch.float32):
+            return METHODS["pgd_at"].loss(network, x, adversarial, y)
+
     attack = graphed(attack, runtime)
+    gradients = gradient_pass(loss_and_logits, network, runtime)
 
     def step() -> None:
         adversarial = attack(x, y, x)
         network.train()
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision != torch.float32):
-            logits = network(adversarial)
-        loss = nn.functional.cross_entropy(logits.float(), y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        gradients(x, adversarial, y)
         optimizer.step()
 
     return step
 
 
-def mrc_scan(bench: Bench, name: str, solver: str = "sgd", precision: str = "float32") -> None:
-    """Every module of ResNet18; the projected solver makes a tenth of the passes of ten epochs of SGD."""
-    if precision != "float32" and not bench.native_bf16:
-        return bench.skip(name, NOT_NATIVE)
+def mrc_scan(bench: Bench) -> None:
+    """The published scan, SGD and the worst of its epochs; the projected solver makes one epoch."""
     sizes, runtime = bench.sizes, bench.runtime
-    y, names = bench.labels(sizes.scan), list(scannable_modules(bench.fast))
+    y, names = (
+        bench.labels(sizes.scan),
+        list(scannable_modules(bench.fast))[sizes.scan_every // 2 :: sizes.scan_every],
+    )
     nhwc = bench.images(sizes.scan, channels_last=True)
     fixed = list(textbook.fixed_batches(bench.images(sizes.scan), y, sizes.scan_batch))
-    epochs = sizes.scan_epochs if solver == "sgd" else 1
-    options = Solver(
-        solver, 0.1, "l2", epochs, "epoch", "continue", "worst", partial(torch.optim.SGD, lr=1.0)
-    )
 
-    def fast() -> None:
-        graph = FrozenGraph(bench.fast, runtime)
+    def fast(precision: torch.dtype, solver: str, epochs: int, modules: list[str]) -> Iterator[object]:
+        options = Solver(
+            solver, 0.1, "l2", epochs, "epoch", "continue", "worst", partial(torch.optim.SGD, lr=1.0)
+        )
         whole = textbook.fixed_batches(nhwc, y, sizes.scan_batch)
         baseline = robust_loss(lambda _, x: bench.fast(x), nhwc.new_empty(0), (((x,), y) for x, y in whole))
-        for module in names:
-            cut = graph.cut(module)
-            passes = CachedPasses(cut, nhwc, y, sizes.scan_batch, runtime.cache_mib)
-            search = in_precision(cut.after, precision, runtime.device.type)
-            module_robust_criticality(cut.after, cut.weight, passes, baseline, options, search)
+        scanned = ScannedNetwork(bench.fast, nhwc, y, sizes.scan_batch, precision, runtime)
+        for module in modules:
+            yield criticality_of(scanned.at(module), baseline, options)
 
-    def slow() -> None:
-        for module in names:
-            textbook.mrc(
-                bench.plain,
-                module,
-                fixed,
-                lr=1.0,
-                epsilon_w=0.1,
-                epochs=sizes.scan_epochs,
-                stop=False,
-                worst=True,
-            )
+    def slow(epochs: int, modules: list[str]) -> Iterator[object]:
+        options = {"lr": 1.0, "epsilon_w": 0.1, "epochs": epochs, "stop": False, "worst": True}
+        for module in modules:
+            yield textbook.mrc(bench.plain, module, fixed, **options)
         bench.plain.requires_grad_(True)
 
+    kinds = {name: (dtype, "sgd", sizes.scan_epochs) for name, dtype in named("mrc_scan")}
+    kinds = {name: kind for name, kind in kinds.items() if bench.can(name, kind[0])}
+    kinds["mrc_projected"] = torch.float32, "projected", 1
+    for warm_up in (
+        slow(1, names[:1]),
+        *(fast(dtype, kind, 1, names[:1]) for dtype, kind, _ in kinds.values()),
+    ):
+        list(warm_up)  # kernels are made at their first use
+    loops = {name: partial(fast, *kind, names) for name, kind in kinds.items()}
     # The textbook's own work: a baseline pass, and per epoch a pass with gradients and one without.
     flops = len(names) * sizes.scan * bench.forward * (1 + sizes.scan_epochs * 3)
-    rounds = 1 if runtime.device.type == "cpu" else None
-    bench.compare(name, fast, slow, images=sizes.scan, flops=flops, rounds=rounds, warm_up=rounds is None)
-    return None
+    bench.compare(partial(slow, sizes.scan_epochs, names), loops, images=sizes.scan, flops=flops, once=True)
 
 
 def half_robust(bench: Bench) -> tuple[Tensor, float]:
@@ -354,19 +405,18 @@ def worst_of_3(bench: Bench, name: str, alphas: int = 1) -> None:
             textbook.worst_of_k(bench.plain, fixed, starts, epsilon, epsilon / 4, STEPS)
 
     flops = alphas * count * bench.forward * (3 * 2 * STEPS + 4)
-    rounds = 1 if bench.runtime.device.type == "cpu" else None
-    bench.compare(name, fast, slow, images=alphas * count, flops=flops, rounds=rounds, warm_up=rounds is None)
+    bench.compare(slow, {name: fast}, images=alphas * count, flops=flops, once=True)
 
 
 LOOPS: dict[str, Callable[[Bench], None]] = {
     "data_path": data_path,
-    "craft_fp32": lambda bench: craft(bench, torch.float32),
-    "craft_bf16": lambda bench: craft(bench, torch.bfloat16),
-    "at_step_fp32": lambda bench: at_step(bench, torch.float32),
-    "at_step_bf16": lambda bench: at_step(bench, torch.bfloat16),
-    "mrc_scan_fp32": lambda bench: mrc_scan(bench, "mrc_scan_fp32"),
-    "mrc_scan_bf16": lambda bench: mrc_scan(bench, "mrc_scan_bf16", precision="bfloat16"),
-    "mrc_projected": lambda bench: mrc_scan(bench, "mrc_projected", solver="projected"),
+    "craft_fp32": craft,
+    "craft_bf16": craft,
+    "at_step_fp32": at_step,
+    "at_step_bf16": at_step,
+    "mrc_scan_fp32": mrc_scan,
+    "mrc_scan_bf16": mrc_scan,
+    "mrc_projected": mrc_scan,
     "worst_of_3": lambda bench: worst_of_3(bench, "worst_of_3"),
     "alpha_sweep": lambda bench: worst_of_3(bench, "alpha_sweep", alphas=bench.sizes.alphas),
 }
@@ -430,9 +480,9 @@ def main() -> None:
     arguments = parser.parse_args()
     set_global_switches(tf32=True, deterministic=False, threads=None)
     device = choose_device("auto")
-    bench = Bench(device, CPU if device.type == "cpu" else GPU, arguments.rounds)
-    for name in arguments.only:
-        LOOPS[name](bench)
+    bench = Bench(device, CPU if device.type == "cpu" else GPU, arguments.rounds, arguments.only)
+    for loop in dict.fromkeys(LOOPS[name] for name in arguments.only):
+        loop(bench)
     extra = extrapolate(device) if device.type == "cuda" else []
     show(bench.rows, Console())
     rate = matmul_rate(device, torch.float32) / 1e12

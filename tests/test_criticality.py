@@ -18,8 +18,9 @@ from rift.criticality import Solver, module_robust_criticality, norm_of, project
 from rift.data import batches
 from rift.models import scannable_modules
 from rift.runtime import Runtime
-from rift.runtime.suffix import Cut, FrozenGraph
-from rift.stages.mrc_scan import CachedPasses, make_solver
+from rift.runtime.activations import ActivationCache
+from rift.runtime.suffix import FrozenGraph
+from rift.stages.mrc_scan import make_solver
 
 RUNTIME = Runtime(torch.device("cpu"))
 
@@ -48,6 +49,15 @@ def sgd_solver(**options):
 
 def projected_solver(**options):
     return sgd_solver(solver="projected", **options)
+
+
+def passes_at(graph, name, images, labels):
+    """The network cut at a module, and what makes passes in batches of 64 from there."""
+    cache = ActivationCache(graph, images, labels, 64, limit_mib=100)
+    cut = graph.cut(name)
+    cache.enter(cut)
+    assert cache.cached == 1
+    return cut, cache.passes
 
 
 def search(solver, logits, weight, pairs):
@@ -192,9 +202,8 @@ def test_equals_the_textbook_and_ranks_alike(scanned, on_violation, score):
     plain_pairs = list(textbook.fixed_batches(images, labels, 64))
     found, right, violated = {}, {}, []
     for name in scannable_modules(network):
-        cut = graph.cut(name)
+        cut, passes = passes_at(graph, name, images, labels)
         original = cut.weight.clone()
-        passes = CachedPasses(cut, images, labels, 64, cache_mib=100)
         baseline = robust_loss(cut.after, cut.weight, passes())
         result = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver)
         assert torch.equal(network.get_submodule(name).weight, original)
@@ -220,21 +229,50 @@ def test_equals_the_textbook_and_ranks_alike(scanned, on_violation, score):
 def test_a_pass_in_lower_precision_only_searches(scanned):
     """What is reported comes from the exact function, whatever the search ran on."""
     network, images, labels = scanned
-    cut = FrozenGraph(network, RUNTIME).cut("layer3.0.conv1")
-    passes = CachedPasses(cut, images, labels, 64, cache_mib=100)
+    cut, passes = passes_at(FrozenGraph(network, RUNTIME), "layer3.0.conv1", images, labels)
     baseline = robust_loss(cut.after, cut.weight, passes())
-    deltas = []
+    exactly, roughly = [], []
+
+    def exact_logits(weight, *boundary):
+        exactly.append(weight.detach().clone())
+        return cut.after(weight, *boundary)
 
     def lowered(weight, *boundary):
-        deltas.append(weight.detach() - cut.weight)
+        roughly.append(weight.detach().clone())
         return cut.after(weight, *boundary).bfloat16()
 
-    solver = sgd_solver(lr=0.03, epochs=2)
+    solver = sgd_solver(lr=0.03, epochs=3, on_violation="continue", score="worst")
     exact = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver)
-    found = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver, lowered)
-    assert len(deltas) == 2 * 2  # gradients alone, in two batches of each epoch
+    found = module_robust_criticality(exact_logits, cut.weight, passes, baseline, solver, lowered)
+    # In two batches: of each epoch, gradients and a score; in the end, the one that was chosen.
+    assert (len(roughly), len(exactly)) == (3 * (2 + 2), 2)
+    assert any(torch.equal(exactly[0], weight) for weight in roughly)
+    loss, accuracy = robust_loss(cut.after, exactly[0], passes())
+    assert (found.mrc, found.robust_accuracy_drop) == (loss - baseline[0], baseline[1] - accuracy)
     assert found.mrc != exact.mrc
     assert found.mrc == pytest.approx(exact.mrc, rel=0.05)
+
+
+def test_the_search_may_have_passes_of_its_own(scanned):
+    network, images, labels = scanned
+    cut, passes = passes_at(FrozenGraph(network, RUNTIME), "layer3.0.conv1", images, labels)
+    baseline = robust_loss(cut.after, cut.weight, passes())
+    counts = {"exact": 0, "search": 0}
+
+    def counted(name):
+        counts[name] += 1
+        return passes()
+
+    module_robust_criticality(
+        cut.after,
+        cut.weight,
+        lambda: counted("exact"),
+        baseline,
+        sgd_solver(lr=0.03, epochs=2, on_violation="continue"),
+        lambda *arguments: cut.after(*arguments),
+        lambda: counted("search"),
+    )
+    assert counts == {"exact": 1, "search": 3}  # two epochs and the last one's score
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -243,8 +281,7 @@ def test_projected_ascent_is_no_worse_than_the_paper_and_stays_in_the_ball(scann
     graph = FrozenGraph(network, RUNTIME)
     epsilon_w = 0.1 if norm == "l2" else 0.02
     for name in ("layer1.0.conv2", "layer4.0.conv1", "fc"):
-        cut = graph.cut(name)
-        passes = CachedPasses(cut, images, labels, 64, cache_mib=100)
+        cut, passes = passes_at(graph, name, images, labels)
         pairs = list(passes())
         paper = search(sgd_solver(norm=norm, epsilon_w=epsilon_w), cut.after, cut.weight, pairs)
         ours = search(projected_solver(norm=norm, epsilon_w=epsilon_w), cut.after, cut.weight, pairs)
@@ -254,8 +291,8 @@ def test_projected_ascent_is_no_worse_than_the_paper_and_stays_in_the_ball(scann
 
 def test_projecting_every_step_never_leaves_the_ball_for_long(scanned):
     network, images, labels = scanned
-    cut = FrozenGraph(network, RUNTIME).cut("layer3.0.conv2")
-    pairs = list(CachedPasses(cut, images, labels, 64, cache_mib=100)())
+    cut, passes = passes_at(FrozenGraph(network, RUNTIME), "layer3.0.conv2", images, labels)
+    pairs = list(passes())
     seen = []
 
     def spying(weight, *boundary):
@@ -270,8 +307,8 @@ def test_projecting_every_step_never_leaves_the_ball_for_long(scanned):
 
 def test_worst_is_the_highest_of_all_epochs(scanned):
     network, images, labels = scanned
-    cut = FrozenGraph(network, RUNTIME).cut("layer2.0.conv1")
-    pairs = list(CachedPasses(cut, images, labels, 64, cache_mib=100)())
+    cut, passes = passes_at(FrozenGraph(network, RUNTIME), "layer2.0.conv1", images, labels)
+    pairs = list(passes())
     options = {"lr": 5.0, "on_violation": "continue"}
     by_epochs = [
         search(sgd_solver(epochs=n, **options), cut.after, cut.weight, pairs).mrc for n in range(1, 6)
@@ -312,55 +349,7 @@ def test_norms_are_those_of_all_elements_together():
     assert norm_of(tensor, "linf").item() == 12.0
 
 
-# -- the activation cache ----------------------------------------------------------------------------
-
-
-class Prefix:
-    """A first half that counts its calls; 64 images take one MiB of boundary."""
-
-    def __init__(self, factor=2.0):
-        self.calls, self.factor = 0, factor
-
-    def __call__(self, images):
-        self.calls += 1
-        return (self.factor * images, images.mean((1, 2, 3)))
-
-
-def cached(prefix, cache_mib, worthwhile=True, count=300):
-    images = torch.rand(count, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    cut = Cut(prefix, after=None, weight=None, cached=worthwhile)
-    return CachedPasses(cut, images, torch.arange(count), 64, cache_mib)
-
-
-@pytest.mark.parametrize(
-    ("cache_mib", "kept"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (5, 5), (100, 5)]
-)  # four batches of a little more than one MiB, and a last one of 44 images
-def test_passes_are_the_same_whatever_is_kept(cache_mib, kept):
-    prefix = Prefix()
-    passes = cached(prefix, cache_mib)
-    assert passes.cached == min(kept * 64, 300) / 300
-    right = list(cached(Prefix(), 0)())
-    assert [len(labels) for _, labels in right] == [64, 64, 64, 64, 44]
-    prefix.calls = 0
-    for _ in range(2):
-        for (boundary, labels), (plain, plain_labels) in zip(passes(), right, strict=True):
-            assert torch.equal(labels, plain_labels)
-            assert all(torch.equal(a, b) for a, b in zip(boundary, plain, strict=True))
-    assert prefix.calls == 2 * (5 - kept)
-
-
-def test_nothing_is_kept_where_the_first_half_does_nothing():
-    passes = cached(Prefix(), 100, worthwhile=False)
-    assert passes.cached == 0
-    assert len(list(passes())) == 5
-
-
-def test_sizes_and_tuples_may_cross_the_cut():
-    def prefix(images):
-        return images.shape[0], (images, [images])
-
-    assert cached(prefix, 1).cached == 0
-    assert cached(prefix, 2).cached == 64 / 300
+# -- memory and options -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", [sgd_solver(epochs=2), projected_solver(epochs=2)])

@@ -11,7 +11,7 @@ from rift.models import build_model, scannable_modules
 from rift.models.normalisation import Normalize
 from rift.runtime import Runtime
 from rift.runtime.suffix import FrozenGraph, whole_network
-from rift.stages.mrc_scan import _cut, _frozen_graph
+from rift.stages.scanned_network import checked_cut, frozen_graph
 
 RUNTIME = Runtime(torch.device("cpu"))
 LABELS = torch.arange(4)
@@ -47,7 +47,6 @@ def test_every_cut_is_the_network_in_value_and_gradient(name, width, shaken):
     for module in scannable_modules(network):
         cut, whole = graph.cut(module), whole_network(network, module)
         assert torch.equal(cut.weight, network.get_submodule(module).weight), module
-        assert cut.cached and not whole.cached
         boundary = cut.before(x)
         copies = [tensor.clone() for tensor in boundary]
         for weight in (cut.weight, moved_weight(cut, by=0.1)):
@@ -153,10 +152,9 @@ def test_a_module_that_is_not_called_once_cannot_be_cut(module, calls):
 def test_what_cannot_be_cut_is_run_whole_and_says_so(make, module, reason):
     network, x = plain(make()), images()
     runtime = Runtime(torch.device("cpu"))
-    cut = _cut(_frozen_graph(network, runtime), network, module, x, network(x), runtime)
+    cut, boundary = checked_cut(frozen_graph(network, runtime), network, module, x, network(x), runtime)
     assert len(runtime.fallbacks) == 1 and reason in runtime.fallbacks[0]
-    boundary = cut.before(x)
-    assert torch.equal(boundary[0], x)
+    assert boundary[0] is x and cut.before(x)[0] is x
     for weight in (cut.weight, moved_weight(cut, by=0.1)):
         found = [cut.after(weight, *boundary) for _ in range(2)]
         assert torch.equal(*found)
@@ -167,8 +165,8 @@ def test_what_cannot_be_cut_is_run_whole_and_says_so(make, module, reason):
 def test_the_rest_of_an_overwriting_network_is_still_cut():
     network, x = plain(Overwriting()), images()
     runtime = Runtime(torch.device("cpu"))
-    cut = _cut(_frozen_graph(network, runtime), network, "fc", x, network(x), runtime)
-    assert runtime.fallbacks == [] and cut.cached
+    _, boundary = checked_cut(frozen_graph(network, runtime), network, "fc", x, network(x), runtime)
+    assert runtime.fallbacks == [] and boundary[0].shape == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +183,12 @@ def test_the_rest_of_an_overwriting_network_is_still_cut():
 def test_timm_networks_are_cut_and_not_run_whole(name, modules, shaken):
     network, x = shaken(build("timm", size=32, timm_name=name)), images(32)
     runtime = Runtime(torch.device("cpu"))
-    graph = _frozen_graph(network, runtime)
+    graph = frozen_graph(network, runtime)
     reference = network(x)
     for module in modules:
-        cut = _cut(graph, network, module, x, reference, runtime)
+        cut, boundary = checked_cut(graph, network, module, x, reference, runtime)
         assert runtime.fallbacks == []
-        boundary, whole = cut.before(x), whole_network(network, module)
+        whole = whole_network(network, module)
         assert any(isinstance(value, Tensor) for value in boundary)
         weight = moved_weight(cut, by=0.1)
         found = logits_and_gradient(cut.after, weight, boundary)

@@ -2,7 +2,7 @@
 
 from rift.runtime.crafting import CraftingNetwork
 from rift.runtime.device import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
-from rift.runtime.graphs import graphed
+from rift.runtime.graphs import gradient_pass, graphed
 from rift.runtime.modes import batchnorm_layers, borrowed
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "borrowed",
     "choose_device",
     "choose_precision",
+    "gradient_pass",
     "graphed",
     "seed_everything",
     "set_global_switches",

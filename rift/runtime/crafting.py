@@ -46,9 +46,7 @@ class CraftingNetwork(nn.Module):
         self.body = self._runtime.place(body)
         self._autocast = autocast and self._precision != torch.float32
         self.refresh()
-        # Compiled as this one function in this one mode; a compiled module whose mode is switched later
-        # would not do what the switch says.
-        self._call = torch.compile(self.body) if self._runtime.compile else self.body
+        self._call = self._runtime.compiled(self.body)
 
     def _folded(self) -> fx.GraphModule | None:
         network = self._source[0]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rift.errors import UserError
 from rift.randomness import derive_seed
@@ -29,10 +30,11 @@ class Runtime:
             adversarial examples. Verdicts and MRC values are always computed in float32.
         channels_last: memory format of images and convolutions.
         fold_batchnorm: craft through a twin with BatchNorm folded into the convolutions.
-        cuda_graphs: replay the whole attack as one CUDA graph.
+        cuda_graphs: replay the whole attack, and the passes of a training step, as one CUDA graph each.
         compile: compile the crafting network and the training step with `torch.compile`.
         batch_size: images per batch wherever no weights are updated (evaluation, crafting for the scan).
-        cache_mib: bound of the MRC scan's activation cache.
+        cache_mib: bound of the MRC scan's activation cache in MiB; None is half of the GPU's free memory at
+            the time, and 4096 on a CPU.
         fallbacks: what could not be done as asked, one sentence each; stored with every result.
     """
 
@@ -44,7 +46,7 @@ class Runtime:
     cuda_graphs: bool = True
     compile: bool = False
     batch_size: int = 512
-    cache_mib: int = 4096
+    cache_mib: int | None = None
     fallbacks: list[str] = field(default_factory=list)
 
     def place(self, network: nn.Module) -> nn.Module:
@@ -60,6 +62,18 @@ class Runtime:
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
+
+    def compiled(self, module: nn.Module) -> Callable[..., Tensor]:
+        """The module, compiled if that is wanted; to be called in one mode only, which is compiled along."""
+        return torch.compile(module) if self.compile else module
+
+    def cache_bound(self) -> int:
+        """The bound of the activation cache, in MiB."""
+        if self.cache_mib is not None:
+            return self.cache_mib
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0] // 2 // 2**20
+        return 4096
 
     def fall_back(self, sentence: str) -> None:
         """Records, once, that something was not done as asked."""

@@ -1,30 +1,37 @@
-"""A whole attack as one CUDA graph: at batch 128 its two thousand small kernels wait for launches."""
+"""An attack, or a training step's passes, as one CUDA graph: small kernels by the thousand wait for launches.
+
+Weights may change between calls, in place; what is captured reads and writes fixed addresses. Each capture
+is checked once against the plain call; where it fails or disagrees, the plain call is used and the fallback
+is recorded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rift.runtime.device import Runtime
 
 WARM_UP = 3  # calls before the capture: cuDNN chooses its algorithms in them
-AGREEMENT = (
-    0.95  # share of the output that must equal an uncaptured call's to 1e-3; rounding may turn a few signs
-)
+SAME_PIXELS = 0.95  # share of the output that must agree to 1e-3; rounding may turn a few gradients' signs
+SAME = 0.02  # relative distance that bfloat16 and another order of summation may make
+
+Pass = Callable[..., tuple[Tensor, Tensor]]
+"""(*inputs) -> (scalar loss, logits (B, K))."""
 
 
 def graphed(function: Callable[..., Tensor], runtime: Runtime) -> Callable[..., Tensor]:
     """Captures a function of tensors at its first call and replays it for inputs of the same form.
 
-    The function must wait for nothing on the host and keep to the same memory: weights may change between
-    calls, in place. Inputs of another form, such as the last batch of an epoch, go through the function
-    itself. The captured result is checked against the function's own once; where capture fails or
-    disagrees, the function is used as it is and the fallback is recorded.
+    The function must wait for nothing on the host and treat every image by itself: a smaller batch, such as
+    the last one of a pass, is replayed as the first rows of a full one.
 
     Args:
-        function: tensors on the device to a tensor.
+        function: tensors on the device, each with the batch first, to a tensor.
         runtime: says whether graphs are wanted; off a GPU the function itself is returned.
     """
     if runtime.device.type != "cuda" or not runtime.cuda_graphs:
@@ -32,8 +39,23 @@ def graphed(function: Callable[..., Tensor], runtime: Runtime) -> Callable[..., 
     return _Graphed(function, runtime)
 
 
-def _form(inputs: tuple[Tensor, ...]) -> list[tuple[object, ...]]:
-    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs]
+def gradient_pass(function: Pass, network: nn.Module, runtime: Runtime) -> Pass:
+    """Forward and backward pass of a training step: fills the `grad` of the network's parameters anew.
+
+    On a GPU both passes are one CUDA graph for batches of the form of the first one. The optimiser's step
+    stays outside, so that its rate can change.
+
+    Args:
+        function: inputs on the device to loss and logits; the network is in the mode that it trains in.
+        network: its parameters get gradients, its buffers may move.
+        runtime: says whether graphs are wanted.
+
+    Returns:
+        A function with the same inputs and detached outputs, which are good until the next call.
+    """
+    if runtime.device.type != "cuda" or not runtime.cuda_graphs:
+        return _PlainPass(function, network)
+    return _GraphedPass(function, network, runtime)
 
 
 class _Graphed:
@@ -46,19 +68,26 @@ class _Graphed:
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self._graph is None and not self._given_up:
             self._try_to_capture(inputs)
-        if self._graph is None or _form(inputs) != self._captured_form:
+        if self._graph is None or not self._fits(inputs):
             return self._function(*inputs)
+        rows = len(inputs[0])
         for held, given in zip(self._inputs, inputs, strict=True):
-            held.copy_(given)
+            held[:rows].copy_(given)
         self._graph.replay()
-        return self._output.clone()  # the next replay writes over it
+        return self._output[:rows].clone()  # the next replay writes over it
+
+    def _fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        return all(
+            given.dtype == held.dtype and given.shape[1:] == held.shape[1:] and len(given) <= len(held)
+            for held, given in zip(self._inputs, inputs, strict=True)
+        )
 
     def _try_to_capture(self, inputs: tuple[Tensor, ...]) -> None:
         try:
             self._capture(inputs)
             expected, output = self._function(*inputs), self(*inputs)
             agreement = torch.isclose(expected, output, rtol=0, atol=1e-3).double().mean().item()
-            if agreement < AGREEMENT:
+            if agreement < SAME_PIXELS:
                 raise RuntimeError(f"only {agreement:.0%} of the result agree")
         except RuntimeError as error:  # torch's for everything that CUDA refuses
             self._graph, self._given_up = None, True
@@ -66,15 +95,120 @@ class _Graphed:
             self._runtime.fall_back(f"the attack runs without a CUDA graph ({reason})")
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
-        self._captured_form = _form(inputs)
         self._inputs = tuple(tensor.clone() for tensor in inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self._function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(side)
+        _warm_up(lambda: self._function(*self._inputs))
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Attacks never overlap and their results are copied out, so they can share one pool of memory.
+        with torch.cuda.graph(graph, pool=_attack_pool()):
             self._output = self._function(*self._inputs)
         self._graph = graph
+
+
+class _PlainPass:
+    def __init__(self, function: Pass, network: nn.Module) -> None:
+        self._function = function
+        self._network = network
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self._plain(*inputs)
+
+    def _plain(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss, logits = self._function(*inputs)
+        if loss.requires_grad:  # nothing is trained where only statistics move
+            loss.backward()
+        return loss.detach(), logits.detach()
+
+
+class _GraphedPass(_PlainPass):
+    def __init__(self, function: Pass, network: nn.Module, runtime: Runtime) -> None:
+        super().__init__(function, network)
+        self._runtime = runtime
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._given_up = False
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if self._graph is None and not self._given_up:
+            self._try_to_capture(inputs)
+        if self._graph is None or _form(inputs) != _form(self._inputs):
+            return self._plain(*inputs)
+        return self._replayed(*inputs)
+
+    def _replayed(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        for held, given in zip(self._inputs, inputs, strict=True):
+            held.copy_(given)
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._graph.replay()
+        return self._loss, self._logits
+
+    def _try_to_capture(self, inputs: tuple[Tensor, ...]) -> None:
+        """Captures and checks; statistics and random numbers are then as if nothing had happened."""
+        buffers = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
+
+        def checked(call: Pass) -> tuple[list[Tensor], list[Tensor]]:
+            _restore(buffers)
+            torch.manual_seed(0)  # the same dropout in both
+            loss, _ = call(*inputs)
+            return [loss.clone()], [p.grad.clone() for p in self._parameters if p.grad is not None]
+
+        with torch.random.fork_rng(devices=[self._runtime.device] if inputs[0].is_cuda else []):
+            try:
+                self._capture(inputs)
+                for what, *pair in zip(
+                    ("losses", "gradients"), checked(self._plain), checked(self._replayed), strict=True
+                ):
+                    distance = _relative_distance(*pair)
+                    if not distance < SAME:
+                        raise RuntimeError(f"its {what} differ by {distance:.0%}")
+            except RuntimeError as error:  # see _Graphed
+                self._graph, self._given_up = None, True
+                reason = str(error).splitlines()[0]
+                self._runtime.fall_back(f"the training step runs without a CUDA graph ({reason})")
+        _restore(buffers)
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = tuple(tensor.clone() for tensor in inputs)
+        _warm_up(lambda: self._plain(*self._inputs))
+        for parameter in self._parameters:
+            parameter.grad = None  # so that the gradients are made in the graph's own memory
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._loss, self._logits = self._plain(*self._inputs)
+        self._gradients = [parameter.grad for parameter in self._parameters]
+        self._graph = graph
+
+
+def _form(inputs: tuple[Tensor, ...]) -> list[tuple[object, ...]]:
+    return [(tensor.shape, tensor.dtype) for tensor in inputs]
+
+
+def _warm_up(call: Callable[[], object]) -> None:
+    """Outside the default stream, as a capture demands of what is captured next."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@functools.cache
+def _attack_pool() -> tuple[int, int]:
+    return torch.cuda.graph_pool_handle()
+
+
+@torch.no_grad()
+def _restore(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for buffer, saved in buffers:
+        buffer.copy_(saved)
+
+
+def _relative_distance(expected: list[Tensor], found: list[Tensor]) -> float:
+    if len(expected) != len(found):
+        return float("inf")
+    square = sum((a - b).double().square().sum() for a, b in zip(expected, found, strict=True))
+    length = sum(a.double().square().sum() for a in expected)
+    return math.sqrt(float(square) / max(float(length), 1e-30))

@@ -1,14 +1,19 @@
 """Cuts a frozen network at one module: what comes before is computed once, what follows again and again.
 
-While the MRC scan moves the weight of one module, everything before that module is constant. `cut` returns
-the two halves. Between them lie the *boundary* tensors: the module's input and whatever else the second half
-needs from the first, such as the other branch of a residual block.
+While the MRC scan moves the weight of one module, everything before that module is constant. Between the
+two halves lie the *boundary* tensors: the module's input and whatever else the second half needs from the
+first, such as the other branch of a residual block.
+
+A *waist* is a point where everything that follows depends on one tensor alone: the input of a residual
+block, say. The last waist before a module is its *entry*. Modules of one block share their entry, and the
+entry of the next block is computed from it, so nothing is ever computed from the image again.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +29,22 @@ class Cut:
     """A network cut at one module.
 
     Attributes:
-        before: images (B, C, H, W) -> what the second half needs: tensors, and sizes read from tensors.
+        entry: name of the waist before the module; None stands for the images themselves.
+        reach: images (B, C, H, W) -> the tensor at the entry.
+        inside: that tensor -> the boundary, what the second half needs: tensors, and sizes read from tensors.
         after: (weight, *boundary) -> logits (B, K); differentiable in the weight alone.
         weight: the module's weight in the network itself (not folded).
-        cached: whether `before` does any work that is worth keeping.
     """
 
-    before: Callable[[Tensor], tuple[Tensor, ...]]
+    entry: str | None
+    reach: Callable[[Tensor], Tensor]
+    inside: Callable[[Tensor], tuple[Tensor, ...]]
     after: Callable[..., Tensor]
     weight: Tensor
-    cached: bool
+
+    def before(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The whole first half: images to boundary."""
+        return self.inside(self.reach(images))
 
 
 class _Layer(nn.Module):
@@ -41,14 +52,14 @@ class _Layer(nn.Module):
 
     def __init__(self, layer: nn.Module, scale: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
-        self.layer = [layer]  # settings only; its weight is not used
+        self.layer = [layer]  # settings only; of its weight, the precision
         self.register_buffer("bias", bias)
         shape = (-1,) + (1,) * (layer.weight.dim() - 1)
         self.register_buffer("scale", None if scale is None else scale.view(shape))
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        weight = weight if self.scale is None else weight * self.scale
         layer = self.layer[0]
+        weight = (weight if self.scale is None else weight * self.scale).to(layer.weight.dtype)
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, self.bias)
         return layer._conv_forward(x, weight, self.bias)
@@ -72,6 +83,16 @@ class FrozenGraph:
         folding.fold(self._graph, self._pairs)
         runtime.place(self._graph)
         folding.refresh(self._graph, network, self._pairs)
+        self._nodes = {node.name: node for node in self._graph.graph.nodes}
+        self._waists = _waists(self._graph)
+
+    def lowered(self, precision: torch.dtype) -> FrozenGraph:
+        """The same graph with everything in lower precision, for `Cut.after` on a boundary lowered alike."""
+        twin = copy.copy(self)
+        twin._graph = copy.deepcopy(self._graph).to(precision)
+        twin._nodes = {node.name: node for node in twin._graph.graph.nodes}
+        twin._waists = [twin._nodes[waist.name] for waist in self._waists]
+        return twin
 
     def cut(self, name: str) -> Cut:
         """Cuts at the module of this exact name.
@@ -79,17 +100,21 @@ class FrozenGraph:
         Raises:
             ValueError: the graph does not call that module exactly once.
         """
-        graph = self._graph.graph
-        calls = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
-        if len(calls) != 1:
-            raise ValueError(f"{name} is called {len(calls)} times")
-        dependent = _dependent_on(graph, calls[0])
-        boundary = [
-            node
-            for node in graph.nodes
-            if node not in dependent and node.op != "get_attr" and any(u in dependent for u in node.users)
-        ]
-        before = fx.GraphModule(self._graph, _before(graph, boundary))
+        moved = self._call_of(name)
+        order = list(self._graph.graph.nodes)
+        earlier = set(order[: order.index(moved)])
+        entry = next((waist.name for waist in reversed(self._waists) if waist in earlier), None)
+        inside = self._between(entry, self._boundary(moved))
+        weight = self._network.get_submodule(name).weight.detach()
+        return Cut(entry, self.path(None, entry), inside, self.after(name), weight)
+
+    def after(self, name: str) -> fx.GraphModule:
+        """The second half alone, see `Cut.after`.
+
+        Raises:
+            ValueError: the graph does not call that module exactly once.
+        """
+        moved = self._call_of(name)
         # A traced network also reads parameters directly (a class token, a norm written as a function).
         targets = {
             **dict(self._graph.named_modules()),
@@ -97,9 +122,37 @@ class FrozenGraph:
             **dict(self._graph.named_buffers(remove_duplicate=False)),
             "moved": self._moved_layer(name),
         }
-        after = fx.GraphModule(targets, _after(graph, dependent, boundary, calls[0]))
-        weight = self._network.get_submodule(name).weight.detach()
-        return Cut(before, after, weight, cached=any(node.op != "placeholder" for node in boundary))
+        return fx.GraphModule(targets, _after(self._graph.graph, self._boundary(moved), moved))
+
+    def path(self, start: str | None, end: str | None) -> Callable[[Tensor], Tensor]:
+        """From one entry, or the images, to a later one: a function of the one tensor."""
+        if start == end:
+            return lambda tensor: tensor
+        half = self._between(start, [self._nodes[end]])
+        return lambda tensor: half(tensor)[0]
+
+    def follows(self, start: str | None, end: str | None) -> bool:
+        """Whether the second entry can be computed from the first."""
+        names = [None, *(waist.name for waist in self._waists)]
+        return names.index(start) <= names.index(end)
+
+    def _call_of(self, name: str) -> fx.Node:
+        calls = [node for node in self._nodes.values() if node.op == "call_module" and node.target == name]
+        if len(calls) != 1:
+            raise ValueError(f"{name} is called {len(calls)} times")
+        return calls[0]
+
+    def _boundary(self, moved: fx.Node) -> list[fx.Node]:
+        dependent = _dependent_on(moved)
+        return [
+            node
+            for node in self._nodes.values()
+            if node not in dependent and node.op != "get_attr" and any(u in dependent for u in node.users)
+        ]
+
+    def _between(self, start: str | None, ends: Iterable[fx.Node]) -> fx.GraphModule:
+        first = None if start is None else self._nodes[start]
+        return fx.GraphModule(self._graph, _before(self._graph.graph, first, list(ends)))
 
     def _moved_layer(self, name: str) -> _Layer:
         layer = copy.deepcopy(self._graph.get_submodule(name))
@@ -111,33 +164,59 @@ class FrozenGraph:
         return _Layer(layer, scale, bias)
 
 
-def _dependent_on(graph: fx.Graph, first: fx.Node) -> set[fx.Node]:
+def _waists(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Nodes that alone carry everything on, in network order; not those that something writes over."""
+    modules = dict(graph_module.named_modules())
+    nodes = [node for node in graph_module.graph.nodes if node.op not in ("get_attr", "output")]
+    position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    waiting: set[fx.Node] = set()  # computed so far and still needed
+    found = []
+    for node in nodes:
+        waiting = {n for n in waiting | {node} if any(position[user] > position[node] for user in n.users)}
+        alone = waiting == {node} and node.op != "placeholder"
+        if alone and not any(_writes(user, modules) for user in node.users):
+            found.append(node)
+    return found
+
+
+def _writes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether an operation may change its input in place."""
+    if node.op == "call_module":
+        return getattr(modules[node.target], "inplace", False)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    by_name = name.endswith("_") and not name.endswith("__")
+    return by_name or bool(node.kwargs.get("inplace")) or node.target is operator.setitem
+
+
+def _dependent_on(first: fx.Node) -> set[fx.Node]:
     dependent = {first}
-    for node in graph.nodes:  # topological order
+    for node in first.graph.nodes:  # topological order
         if any(source in dependent for source in node.all_input_nodes):
             dependent.add(node)
     return dependent
 
 
-def _before(graph: fx.Graph, boundary: list[fx.Node]) -> fx.Graph:
-    """The part of the graph that the boundary tensors are computed by."""
-    needed, waiting = set(), list(boundary)
+def _before(graph: fx.Graph, start: fx.Node | None, ends: list[fx.Node]) -> fx.Graph:
+    """The part of the graph that computes `ends` from one node, or from the images."""
+    needed, waiting = set(), list(ends)
     while waiting:
         node = waiting.pop()
         if node not in needed:
             needed.add(node)
-            waiting += node.all_input_nodes
+            waiting += [] if node is start else node.all_input_nodes
     half, made = fx.Graph(), {}
     for node in graph.nodes:
-        if node in needed or node.op == "placeholder":
+        if node is start:
+            made[node] = half.placeholder("entry")
+        elif node in needed or (start is None and node.op == "placeholder"):
             made[node] = half.node_copy(node, made.__getitem__)
-    half.output(tuple(made[node] for node in boundary))
+    half.output(tuple(made[node] for node in ends))
     return half
 
 
-def _after(graph: fx.Graph, dependent: set[fx.Node], boundary: list[fx.Node], moved: fx.Node) -> fx.Graph:
+def _after(graph: fx.Graph, boundary: list[fx.Node], moved: fx.Node) -> fx.Graph:
     """The part that follows the moved module; its weight and the boundary tensors are arguments."""
-    half, made = fx.Graph(), {}
+    dependent, half, made = _dependent_on(moved), fx.Graph(), {}
     weight = half.placeholder("weight")
     for position, node in enumerate(boundary):
         made[node] = half.placeholder(f"boundary_{position}")
@@ -157,4 +236,5 @@ def whole_network(network: nn.Module, name: str) -> Cut:
     def after(weight: Tensor, images: Tensor) -> Tensor:
         return torch.func.functional_call(network, {weight_name: weight}, (images,))
 
-    return Cut(lambda images: (images,), after, network.get_submodule(name).weight.detach(), cached=False)
+    weight = network.get_submodule(name).weight.detach()
+    return Cut(None, lambda images: images, lambda images: (images,), after, weight)

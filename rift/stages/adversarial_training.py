@@ -14,7 +14,8 @@ from rift.config import ATConfig
 from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime, borrowed, seed_everything
+from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, seed_everything
+from rift.runtime.graphs import Pass
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
 from rift.stages.session import Session
 from rift.stages.training import Training
@@ -62,6 +63,7 @@ def adversarial_training(
     if session.runtime.evaluation_precision != session.runtime.precision:
         judging = CraftingNetwork(network, session.runtime, session.runtime.evaluation_precision)
     craft = _crafter(network, crafting, method, attack, session.runtime)
+    gradients = _gradients(network, method, session.runtime)
     selection = session.dataset.split(options.selection_split)
 
     def judge() -> dict[str, float]:
@@ -72,7 +74,7 @@ def adversarial_training(
 
     for epoch in training.remaining():
         seed_everything("at", session.seed, epoch)  # for dropout and the like
-        row = _epoch(session, training, craft, method, attack, augmentation, options.batch_size, epoch)
+        row = _epoch(session, training, craft, gradients, attack, augmentation, options.batch_size, epoch)
         if robust_accuracy_is_due(epoch, options.epochs, options.evaluate_every):
             row |= judge()
         training.end_epoch(row)
@@ -91,7 +93,7 @@ def _epoch(
     session: Session,
     training: Training,
     craft: Craft,
-    method: Method,
+    gradients: Pass,
     attack: Attack,
     augmentation: dict[str, Any],
     batch_size: int,
@@ -117,13 +119,9 @@ def _epoch(
                 start = random_start(images, indices, ("training start", session.seed, epoch), attack)
             adversarial = craft(images, labels, start)
             network.train()
-            with runtime.autocast():
-                loss, logits = method.loss(network, images, adversarial, labels)
-            training.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss, logits = gradients(images, adversarial, labels)
             training.optimizer.step()
-            with torch.no_grad():
-                totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
+            totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
             meter.advance(len(labels))
         loss_sum, correct = totals.tolist()  # the epoch's one synchronisation
         seconds, rate = meter.seconds, meter.rate
@@ -137,6 +135,17 @@ def _epoch(
             "tflops": work * rate / 1e12,
             "of_matmul_rate": work * rate / matmul_rate(runtime.device, runtime.precision),
         }
+
+
+def _gradients(network: nn.Module, method: Method, runtime: Runtime) -> Pass:
+    """(images, adversarial images, labels) -> loss and logits; fills the network's gradients on the way."""
+    compiled = runtime.compiled(network)
+
+    def loss_and_logits(images: Tensor, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with runtime.autocast():
+            return method.loss(compiled, images, adversarial, labels)
+
+    return gradient_pass(loss_and_logits, network, runtime)
 
 
 def _crafter(

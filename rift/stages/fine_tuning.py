@@ -15,7 +15,8 @@ from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import derive_seed
-from rift.runtime import batchnorm_layers, borrowed, seed_everything
+from rift.runtime import Runtime, batchnorm_layers, borrowed, gradient_pass, seed_everything
+from rift.runtime.graphs import Pass
 from rift.stages.session import Session
 from rift.stages.training import Training
 from rift.store import StageFolder
@@ -86,17 +87,35 @@ def fine_tuning(
     parameters = [parameter.requires_grad_() for module in chosen for parameter in module.parameters()]
     training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", session.runtime)
     selection = session.dataset.split(options.selection_split)
+    gradients = _gradients(network, session.runtime)
     for epoch in training.remaining():
         seed_everything("finetune", session.seed, epoch)
-        row = _epoch(session, training, options, augmentation, epoch)
+        row = _epoch(session, training, gradients, options, augmentation, epoch)
         with borrowed(network, training=False):
             right = correct(network, selection, session.runtime.batch_size, session.runtime.channels_last)
         training.end_epoch(row | {"clean_accuracy": right.double().mean().item()})
     return {"modules": modules, **training.finish()}
 
 
+def _gradients(network: nn.Module, runtime: Runtime) -> Pass:
+    """(images, labels) -> loss and logits; fills the gradients of what is trained on the way."""
+    compiled = runtime.compiled(network)
+
+    def loss_and_logits(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with runtime.autocast():
+            logits = compiled(images).float()
+        return F.cross_entropy(logits, labels), logits
+
+    return gradient_pass(loss_and_logits, network, runtime)
+
+
 def _epoch(
-    session: Session, training: Training, options: FinetuneConfig, augmentation: dict[str, Any], epoch: int
+    session: Session,
+    training: Training,
+    gradients: Pass,
+    options: FinetuneConfig,
+    augmentation: dict[str, Any],
+    epoch: int,
 ) -> dict[str, Any]:
     """One pass over the clean training images."""
     network, runtime, train = training.network, session.runtime, session.dataset.train
@@ -116,15 +135,10 @@ def _epoch(
     )
     with measured(f"finetune {epoch + 1}/{training.epochs}", len(train)) as meter:
         for images, labels, _ in passes:
-            with runtime.autocast():
-                logits = network(images).float()
-            loss = F.cross_entropy(logits, labels)
+            loss, logits = gradients(images, labels)
             if training.optimizer is not None:
-                training.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
                 training.optimizer.step()
-            with torch.no_grad():
-                totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
+            totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
             meter.advance(len(labels))
         loss_sum, right = totals.tolist()
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from rift.attacks import Attack, pgd, random_start
 from rift.config import MRCConfig
-from rift.criticality import Batch, Logits, Solver, module_robust_criticality, robust_loss
+from rift.criticality import Batch, Criticality, Solver, module_robust_criticality, robust_loss
 from rift.data import Split, batches
 from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import permutation
-from rift.runtime import CraftingNetwork, Runtime, graphed
-from rift.runtime.suffix import Cut, FrozenGraph, whole_network
+from rift.runtime import CraftingNetwork, graphed
+from rift.runtime.device import DTYPES
+from rift.stages.scanned_network import ScannedNetwork, View
 from rift.stages.session import Session
 from rift.store import StageFolder
-
-TOLERANCE = 1e-3  # of the logits' scale: how well a cut network must agree with the whole one
 
 
 def mrc_scan(
@@ -33,7 +32,7 @@ def mrc_scan(
     """Scans every convolution and linear layer; Sec. 3.2 and 3.3 and Algorithm 1 of the paper.
 
     The adversarial examples are made once, on θ_AT. The network before the module that moves is constant,
-    so the activations that enter the rest are computed once per module, within `runtime.cache_mib`.
+    so the activations that enter the rest are kept, within `runtime.cache_mib`.
     Each module is resumable.
 
     Args:
@@ -54,21 +53,18 @@ def mrc_scan(
     if not names:
         raise UserError("stage.mrc.exclude leaves no module to scan: give fewer patterns.")
     images, labels = adversarial_examples(session, network, options, attack)
-    graph = _frozen_graph(network, session.runtime)
     solver = make_solver(options)
-    with torch.no_grad():
-        reference = network(images[: options.batch_size]).float()
     baseline = robust_loss(
         lambda _, x: network(x), images.new_empty(0), plain_batches(images, labels, options.batch_size)
     )
+    precision = DTYPES[options.precision]
+    scanned = ScannedNetwork(network, images, labels, options.batch_size, precision, session.runtime)
     with measured("mrc", len(names), "modules") as meter:
         meter.advance(len(rows))
         for index, name in enumerate(names[len(rows) :], start=len(rows)):
-            cut = _cut(graph, network, name, images[: options.batch_size], reference, session.runtime)
-            passes = CachedPasses(cut, images, labels, options.batch_size, session.runtime.cache_mib)
-            search = in_precision(cut.after, options.precision, session.runtime.device.type)
-            found = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver, search)
-            row = {"index": index, "module": name, **asdict(found), "cached": passes.cached}
+            view = scanned.at(name)
+            found = criticality_of(view, baseline, solver)
+            row = {"index": index, "module": name, **asdict(found), "cached": view.cached}
             if not (math.isfinite(found.mrc) and math.isfinite(found.farthest)):
                 raise UserError(
                     f"The scan of {name} diverged: lower stage.mrc.lr or set stage.mrc.project=step."
@@ -87,16 +83,17 @@ def mrc_scan(
     }
 
 
-def in_precision(logits: Logits, precision: str, device_type: str) -> Logits:
-    """The same function under autocast; itself for float32."""
-    if precision == "float32":
-        return logits
-
-    def lowered(weight: Tensor, *boundary: Tensor) -> Tensor:
-        with torch.autocast(device_type, dtype=torch.bfloat16):
-            return logits(weight, *boundary)
-
-    return lowered
+def criticality_of(view: View, baseline: tuple[float, float], solver: Solver) -> Criticality:
+    """MRC of the module that the view is of."""
+    return module_robust_criticality(
+        view.logits,
+        view.weight,
+        view.batches,
+        baseline,
+        solver,
+        view.search_logits,
+        view.search_batches,
+    )
 
 
 def adversarial_examples(
@@ -171,96 +168,3 @@ def plain_batches(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[B
     """The adversarial examples themselves, batch by batch."""
     for part, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         yield (part,), targets
-
-
-@dataclass
-class CachedPasses:
-    """Passes over the adversarial examples, with the constant part of the network computed once.
-
-    As many batches as fit into the bound keep their boundary tensors; the rest are computed in each pass.
-
-    Args:
-        cut: the network, cut at the module that moves.
-        images, labels: the adversarial examples.
-        batch_size: of every batch but the last.
-        cache_mib: bound of what is kept.
-    """
-
-    cut: Cut
-    images: Tensor
-    labels: Tensor
-    batch_size: int
-    cache_mib: int
-
-    def __post_init__(self) -> None:
-        self._kept: list[Batch] = []
-        budget = self.cache_mib * 2**20
-        for boundary, labels in self._computed(0) if self.cut.cached else ():
-            budget -= _bytes(boundary)
-            if budget < 0:
-                break
-            self._kept.append((boundary, labels))
-
-    @property
-    def cached(self) -> float:
-        """The share of the images whose boundary tensors are kept."""
-        return sum(len(labels) for _, labels in self._kept) / len(self.labels)
-
-    def __call__(self) -> Iterator[Batch]:
-        yield from self._kept
-        yield from self._computed(len(self._kept))
-
-    @torch.no_grad()
-    def _computed(self, first: int) -> Iterator[Batch]:
-        for (images,), labels in list(plain_batches(self.images, self.labels, self.batch_size))[first:]:
-            yield self.cut.before(images), labels
-
-
-def _bytes(value: Any) -> int:
-    """What the tensors among boundary values take; sizes and the like take nothing."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(_bytes(part) for part in value) if isinstance(value, (tuple, list)) else 0
-
-
-def _frozen_graph(network: nn.Module, runtime: Runtime) -> FrozenGraph | None:
-    try:
-        return FrozenGraph(network, runtime)
-    except Exception as error:  # tracing runs arbitrary model code, which fails in any way it likes
-        runtime.fall_back(
-            f"{type(network).__name__} cannot be traced ({type(error).__name__}), "
-            "so the scan runs the whole network"
-        )
-        return None
-
-
-@torch.no_grad()
-def _cut(
-    graph: FrozenGraph | None,
-    network: nn.Module,
-    name: str,
-    images: Tensor,
-    reference: Tensor,
-    runtime: Runtime,
-) -> Cut:
-    """The network cut at a module; whole where that cannot be done or does not agree with the network."""
-    if graph is None:
-        return whole_network(network, name)
-    try:
-        cut = graph.cut(name)
-    except Exception as error:  # see _frozen_graph
-        runtime.fall_back(
-            f"the network cannot be cut at every module ({type(error).__name__}), "
-            "so the scan runs the whole network there"
-        )
-        return whole_network(network, name)
-    # Twice: the second pass would see a boundary tensor that the first one wrote over.
-    boundary = cut.before(images)
-    cut.after(cut.weight, *boundary)
-    difference = (cut.after(cut.weight, *boundary).float() - reference).abs().max()
-    if difference > TOLERANCE * reference.abs().max():
-        runtime.fall_back(
-            f"the network cut at {name} gives other logits, so that module's scan runs it whole"
-        )
-        return whole_network(network, name)
-    return cut

@@ -1,0 +1,168 @@
+"""A frozen network as the MRC scan sees it: the robust loss as a function of one module's weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rift.criticality import Batch, Logits
+from rift.runtime import Runtime
+from rift.runtime.activations import ActivationCache, lowered
+from rift.runtime.crafting import AGREEMENT
+from rift.runtime.suffix import Cut, FrozenGraph, whole_network
+
+CHECKED = 4  # images by which a cut network is compared with the whole one
+
+
+@dataclass(frozen=True)
+class View:
+    """What `module_robust_criticality` needs of one module.
+
+    Attributes:
+        weight: of the module.
+        logits: (weight, *boundary) -> logits (B, K), in the network's precision.
+        batches: makes a pass over the adversarial examples for `logits`.
+        search_logits, search_batches: the same for the search alone, perhaps in lower precision.
+        cached: share of the images whose activations are kept from pass to pass.
+    """
+
+    weight: Tensor
+    logits: Logits
+    batches: Callable[[], Iterable[Batch]]
+    search_logits: Logits
+    search_batches: Callable[[], Iterable[Batch]]
+    cached: float
+
+
+class ScannedNetwork:
+    """Cuts a frozen network at one module after the other and keeps what is constant.
+
+    Every cut is compared with the network's own logits; a module where they differ, or where a network
+    cannot be cut, is scanned through the whole network, and the fallback is recorded.
+
+    Args:
+        network: in eval mode, without gradients; not changed.
+        images, labels: the adversarial examples, on the device.
+        batch_size: of the scan.
+        precision: of the search; values always come from the network's own.
+        runtime: bound of the cache, memory format.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        precision: torch.dtype,
+        runtime: Runtime,
+    ) -> None:
+        self._network, self._runtime, self._precision = network, runtime, precision
+        self._sample = images[:CHECKED]
+        with torch.no_grad():
+            self._reference = network(self._sample).float()
+        self._graph = frozen_graph(network, runtime)
+        low = self._graph is not None and precision != torch.float32
+        self._low_graph = self._graph.lowered(precision) if low else None
+        self._cache = ActivationCache(self._graph, images, labels, batch_size, runtime.cache_bound())
+
+    def at(self, name: str) -> View:
+        """The network cut at a module. The views of earlier modules are of no use afterwards."""
+        sample = self._sample, self._reference
+        cut, boundary = checked_cut(self._graph, self._network, name, *sample, self._runtime)
+        low = self._lowered_after(name, cut.weight, boundary)
+        self._cache.enter(cut, None if low is None else self._precision)
+        return View(
+            cut.weight,
+            cut.after,
+            self._cache.exact_passes,
+            low or cut.after,
+            self._cache.passes,
+            self._cache.cached,
+        )
+
+    @torch.no_grad()
+    def _lowered_after(self, name: str, weight: Tensor, boundary: tuple[Tensor, ...]) -> Logits | None:
+        """The second half in the search's precision; None where it would be the same or does not serve."""
+        if self._precision == torch.float32:
+            return None
+        reason = "it cannot be cut"
+        if self._low_graph is not None:
+            try:
+                after = self._low_graph.after(name)
+                found = after(weight, *lowered(boundary, self._precision))
+                if _agree(found, self._reference, AGREEMENT[self._precision]):
+                    return after
+                reason = "its logits are too far off"
+            except (ValueError, RuntimeError) as error:  # no such cut, or an operation without that precision
+                reason = str(error).splitlines()[0]
+        self._runtime.fall_back(f"the scan searches {name} in float32 ({reason})")
+        return None
+
+
+def frozen_graph(network: nn.Module, runtime: Runtime) -> FrozenGraph | None:
+    """The network traced and folded; None, and a recorded fallback, where that cannot be done."""
+    try:
+        return FrozenGraph(network, runtime)
+    except Exception as error:  # tracing runs arbitrary model code, which fails in any way it likes
+        runtime.fall_back(
+            f"{type(network).__name__} cannot be traced ({type(error).__name__}), "
+            "so the scan runs the whole network"
+        )
+        return None
+
+
+@torch.no_grad()
+def checked_cut(
+    graph: FrozenGraph | None,
+    network: nn.Module,
+    name: str,
+    images: Tensor,
+    reference: Tensor,
+    runtime: Runtime,
+) -> tuple[Cut, tuple[Tensor, ...]]:
+    """The network cut at a module; whole where that cannot be done or does not agree with the network.
+
+    Args:
+        graph: the network, traced.
+        network: the network itself.
+        name: of the module.
+        images: a few.
+        reference: the network's logits of them.
+        runtime: takes the fallback.
+
+    Returns:
+        The cut, and its boundary for these images.
+    """
+    whole = whole_network(network, name), (images,)
+    if graph is None:
+        return whole
+    try:
+        cut = graph.cut(name)
+    except Exception as error:  # see frozen_graph
+        runtime.fall_back(
+            f"the network cannot be cut at every module ({type(error).__name__}), "
+            "so the scan runs the whole network there"
+        )
+        return whole
+    entry = cut.reach(images)
+    kept = [entry, entry.clone()]
+    boundary = cut.inside(entry)
+    pairs = [kept, *([value, value.clone()] for value in boundary if isinstance(value, Tensor))]
+    found = cut.after(cut.weight, *boundary)
+    # What is kept must serve again and again, so nothing may write over it.
+    untouched = all(torch.equal(*pair) for pair in pairs)
+    if not (untouched and _agree(found, reference, AGREEMENT[torch.float32])):
+        runtime.fall_back(
+            f"the network cut at {name} gives other logits, so that module's scan runs it whole"
+        )
+        return whole
+    return cut, boundary
+
+
+def _agree(found: Tensor, reference: Tensor, share: float) -> bool:
+    difference = (found.float() - reference).abs().max()
+    return bool(difference <= share * reference.abs().max().clamp_min(1e-6))
