@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from rift.attacks import Attack
@@ -31,6 +32,8 @@ def make_runtime(config: Config) -> Runtime:
     options = config.runtime
     set_global_switches(tf32=options.tf32, deterministic=options.deterministic, threads=options.threads)
     device = choose_device(options.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams and graphs belong to the current device
     return Runtime(
         device=device,
         precision=choose_precision(options.precision, device),

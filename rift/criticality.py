@@ -123,6 +123,8 @@ def module_robust_criticality(
     radius = solver.epsilon_w * norm_of(weight, solver.norm)
     find = _sgd if solver.name == "sgd" else _projected
     search_logits, search_batches = search_logits or logits, search_batches or batches
+    screened = solver.score == "worst" and search_logits is not logits
+    score, scored_batches = (search_logits, search_batches) if screened else (logits, batches)
     best, farthest, epochs = None, 0.0, 0
     for delta, reached, last in find(search_logits, weight, search_batches, radius, solver):
         epochs += 1
@@ -130,12 +132,12 @@ def module_robust_criticality(
         if not math.isfinite(float(reached)):  # a later epoch must not hide it
             return Criticality(math.nan, math.nan, math.nan, math.inf, epochs)
         if solver.score == "worst" or last:
-            scored = robust_loss(search_logits, weight + delta, search_batches())
+            scored = robust_loss(score, weight + delta, scored_batches())
             if best is None or scored[0] > best[0] or not math.isfinite(scored[0]):
                 best = (*scored, delta)
     assert best is not None
     loss, accuracy, delta = best
-    if search_logits is not logits and math.isfinite(loss):
+    if screened and math.isfinite(loss):
         loss, accuracy = robust_loss(logits, weight + delta, batches())
     length, moved = float(norm_of(weight, solver.norm)), float(norm_of(delta, solver.norm))
     return Criticality(
@@ -181,7 +183,11 @@ def _sgd(
 def _projected(
     logits: Logits, weight: Tensor, batches: Callable[[], Iterable[Batch]], radius: Tensor, solver: Solver
 ) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Normalised ascent inside the ball. The step falls linearly from half the radius to almost nothing."""
+    """Normalised ascent inside the ball.
+
+    The first steps are longer than the ball is wide, so they go to where the gradient points on its surface;
+    the length falls linearly from four radii to almost nothing.
+    """
     delta = torch.zeros_like(weight)
     velocity = torch.zeros_like(weight)
     reached = torch.zeros((), device=weight.device)
@@ -190,13 +196,13 @@ def _projected(
     for epoch in range(solver.epochs):
         for index, (boundary, labels) in enumerate(batches()):
             gradient = _gradient(logits, weight + delta, boundary, labels)
-            velocity = 0.75 * velocity + gradient / norm_of(gradient, "l2").clamp_min(1e-30)
-            share = 0.5 * (1 - (epoch * per_epoch + index) / steps)
+            velocity = 0.5 * velocity + gradient / norm_of(gradient, "l2").clamp_min(1e-30)
             if solver.norm == "linf":
                 direction = velocity.sign()
             else:
                 direction = velocity / norm_of(velocity, "l2").clamp_min(1e-30)
-            moved = delta + share * radius * direction
+            radii = 4 * (1 - (epoch * per_epoch + index) / steps)
+            moved = delta + radii * radius * direction
             reached = torch.maximum(reached, norm_of(moved, solver.norm))
             delta = project(moved, radius, solver.norm)
         yield delta, reached, epoch == solver.epochs - 1

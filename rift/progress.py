@@ -26,7 +26,12 @@ def make_console() -> Console:
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("–" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+        return Text("–" if speed is None else _per_second(speed, task.fields["unit"]))
+
+
+def _per_second(speed: float, unit: str) -> str:
+    """Modules take seconds each, images come by the thousand."""
+    return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s"
 
 
 class Meter:
@@ -48,7 +53,8 @@ class Meter:
             self._said = time.monotonic()
             left = (self.total - self.done) / max(self.rate, 1e-9)
             share = 100 * self.done / max(self.total, 1)
-            log.info("%s: %.0f %%, %.0f %s/s, %.0f s left", self.name, share, self.rate, self.unit, left)
+            speed = _per_second(self.rate, self.unit)
+            log.info("%s: %.0f %%, %s, %.0f s left", self.name, share, speed, left)
 
     @property
     def seconds(self) -> float:

@@ -208,14 +208,15 @@ def test_correct_is_the_argmax_of_every_image(digits):
     assert right.tolist() == [position != 7 for position in range(50)]
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_low_precision_crafting_fools_as_many_images(trained, digits, precision):
+@pytest.mark.parametrize(("precision", "moved"), [(torch.float32, 0.001), (torch.bfloat16, 0.01)])
+def test_low_precision_crafting_fools_as_many_images(trained, digits, precision, moved):
+    """Single images may change sides; over 1438 in three runs the accuracy stays within 0.2 points."""
     attack = Attack("linf", epsilon=0.1, step_size=0.025, steps=10)
     crafting = CraftingNetwork(trained, Runtime(torch.device("cpu")), precision)
-    right = robust_verdicts(trained, trained, digits.test, attack)
-    found = robust_verdicts(trained, crafting, digits.test, attack)
-    # Folding moves no image or one; bfloat16 has 3 digits, and 1 % of the 359 images are three.
-    bound = 0.003 if precision == torch.float32 else 0.01
-    assert (found.robust != right.robust).double().mean() <= bound
-    assert abs(found.robust_accuracy - right.robust_accuracy) <= bound
-    assert 0.5 < right.robust_accuracy < 0.95
+    options = {"runs": 3, "exact_runs": True}
+    right = robust_verdicts(trained, trained, digits.train, attack, **options).robust.double()
+    found = robust_verdicts(trained, crafting, digits.train, attack, **options).robust.double()
+    assert (found != right).double().mean() <= moved
+    assert abs(found.mean() - right.mean()) <= 0.002
+    assert 0.5 < right.mean() < 0.95
+    assert crafting._precision == precision and crafting._runtime.fallbacks == []

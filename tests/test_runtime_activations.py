@@ -156,6 +156,28 @@ def test_an_entry_is_never_a_tensor_that_is_written_over():
     assert not graph.follows("mean", "act")
 
 
+class Splitting(nn.Module):
+    """Between two convolutions, a pair of tensors is all there is."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalize = Normalize((0.5,) * 3, (0.25,) * 3)
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 2, 1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        a, b = self.first(self.normalize(x)).split(2, dim=1)
+        return self.fc(torch.cat([self.second(a), b], dim=1).mean((2, 3)))
+
+
+def test_an_entry_is_one_tensor(images):
+    graph = FrozenGraph(Splitting().eval().requires_grad_(False), RUNTIME)
+    cut = graph.cut("second")
+    assert cut.entry == "first"
+    cache = cache_of(graph, images, 100)
+    cache.enter(cut)
+    assert_is_a_pass(cache.passes(), cut, images)
+
+
 def test_entries_of_a_residual_network_are_its_blocks(graph, network):
     entries = [graph.cut(name).entry for name in scannable_modules(network)]
     # The stem, four blocks (the modules of one share its entry), the pooled features.

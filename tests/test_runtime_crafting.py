@@ -13,7 +13,7 @@ from rift.attacks import Attack, pgd
 from rift.models import build_model
 from rift.models.normalisation import Normalize
 from rift.runtime import CraftingNetwork, Runtime
-from rift.runtime.folding import foldable_pairs, scale_and_shift, trace
+from rift.runtime.folding import foldable_pairs, pad_channels, refresh, scale_and_shift, trace
 
 CPU = torch.device("cpu")
 
@@ -173,6 +173,27 @@ def test_bfloat16_is_close_and_gives_float32_logits(name, width, shaken):
     }
     assert kept <= dtypes.keys()
     assert all((dtype == torch.float32) is (name in kept) for name, dtype in dtypes.items())
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet_small", 8), ("wrn34_10", 1)])
+def test_lowered_images_get_channels_of_zeros_that_change_nothing(name, width, shaken):
+    network = shaken(build(name, width=width)).double()
+    twin, runtime = crafted(network, torch.bfloat16)
+    assert runtime.fallbacks == []
+    assert twin.body.conv1.weight.shape[1] == 8
+    for _ in range(2):
+        assert twin.body.conv1.weight[:, :3].abs().min() > 0
+        assert twin.body.conv1.weight[:, 3:].abs().max() == 0
+        train_a_step(network, images().double())
+        twin.refresh()
+    graph = trace(network)
+    (normalize,) = [node for node in graph.graph.nodes if node.target == "normalize"]
+    pad_channels(graph, normalize)
+    graph.recompile()
+    refresh(graph, network, [])
+    x = images().double()
+    assert graph.conv1.in_channels == 8
+    torch.testing.assert_close(graph(x), logits_in_eval_mode(network, x), rtol=1e-10, atol=1e-10)
 
 
 def test_pixels_are_normalised_in_float32():

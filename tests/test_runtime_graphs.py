@@ -79,6 +79,8 @@ def test_a_smaller_batch_is_the_first_rows_of_a_full_one(monkeypatch):
     assert torch.equal(first, x * y[:, None])  # not written over
     larger = torch.rand(6, 3), torch.rand(6)
     assert torch.equal(calls(*larger), larger[0] * larger[1][:, None])
+    assert calls._graph.replays == 2  # captured anew
+    assert torch.equal(calls(x, y), x * y[:, None])
     assert calls._graph.replays == 3
     assert runtime.fallbacks == []
 

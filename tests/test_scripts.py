@@ -24,14 +24,39 @@ def run(*command, **options):
 def test_the_benchmark_writes_a_row_per_loop(tmp_path):
     output = tmp_path / "benchmark.json"
     names = ["craft_fp32", "craft_bf16"]
-    done = run(sys.executable, "scripts/benchmark.py", "--only", *names, "--rounds", "1", "--output", output)
+    options = ["--rounds", "1", "--changes", "--output", output]
+    done = run(sys.executable, "scripts/benchmark.py", "--only", *names, *options)
     assert done.returncode == 0, done.stderr
     rows = json.loads(output.read_text())
-    assert [row["name"] for row in rows] == names
+    assert [row["name"] for row in rows][:2] == names
+    assert [row["name"] for row in rows][2:5] == [
+        "craft: weights frozen",
+        "craft: channels last",
+        "craft: BatchNorm folded",
+    ]
     for row in rows:
         assert row["ratio"] is None or {"images_per_s", "tflops", "peak_mib"} <= row.keys()
     machine = json.loads((tmp_path / "benchmark.machine.json").read_text())["machine"]
     assert machine["versions"]["torch"] and machine["matmul_tflops"] > 0
+
+
+@pytest.mark.slow
+def test_a_paper_rows_time_is_extrapolated_from_a_few_batches():
+    code = (
+        "import sys, json, torch; sys.path[:0] = ['scripts', 'tests']; from extrapolation import paper_row;"
+        "row = paper_row(torch.device('cpu'), 'resnet18', 'cifar10', batch=2, large=4, steps=1);"
+        "print(json.dumps(row))"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    seconds = row["seconds"]
+    assert list(seconds) == ["at", "mrc", "finetune", "interpolate", "evaluate"]
+    assert all(value > 0 for value in seconds.values())
+    # By the passes alone: 11 points of three runs, and two networks of three.
+    assert seconds["interpolate"] / seconds["evaluate"] == pytest.approx(33 / 6)
+    assert row["hours"] == pytest.approx(sum(seconds.values()) / 3600)
+    assert row["fallbacks"] == []
 
 
 @pytest.mark.slow

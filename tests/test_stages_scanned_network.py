@@ -84,6 +84,27 @@ class Delicate(nn.Module):
         return 10 * x
 
 
+class Overwriting(nn.Module):
+    """The second half writes into what the first one made."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalize = Normalize((0.3,), (0.38,))
+        self.first, self.second, self.fc = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.first(self.normalize(x))
+        return self.fc(x.add_(self.second(x.clone())).mean((2, 3)))
+
+
+def test_what_is_run_whole_is_searched_in_float32_and_says_so(examples):
+    torch.manual_seed(0)
+    found, fallbacks = scan(Overwriting().eval(), examples, torch.bfloat16)
+    assert found["second"].mrc > 0
+    assert len(fallbacks) == 2 and "cut at second gives other logits" in fallbacks[0]
+    assert fallbacks[1] == "the scan searches second in float32 (it is run whole)"
+
+
 def test_a_network_that_does_not_bear_bfloat16_is_searched_in_float32_and_says_so(examples):
     torch.manual_seed(0)
     network = Delicate().eval()

@@ -44,7 +44,7 @@ class ActivationCache:
 
     @torch.no_grad()
     def enter(self, cut: Cut, precision: torch.dtype | None = None) -> None:
-        """Moves on to a module. In network order this computes nothing twice.
+        """Moves on to a module; in network order what is kept is carried on.
 
         Args:
             cut: the network, cut at the module.

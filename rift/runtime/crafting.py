@@ -105,6 +105,7 @@ def _lower(graph_module: fx.GraphModule, precision: torch.dtype) -> None:
     with graph_module.graph.inserting_after(normalize):
         cast = graph_module.graph.call_method("to", (normalize, precision))
     normalize.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    folding.pad_channels(graph_module, cast)
     graph_module.recompile()
     for name, module in graph_module.named_children():
         if name != "normalize":

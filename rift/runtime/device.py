@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import random
@@ -33,8 +34,8 @@ class Runtime:
         cuda_graphs: replay the whole attack, and the passes of a training step, as one CUDA graph each.
         compile: compile the crafting network and the training step with `torch.compile`.
         batch_size: images per batch wherever no weights are updated (evaluation, crafting for the scan).
-        cache_mib: bound of the MRC scan's activation cache in MiB; None is half of the GPU's free memory at
-            the time, and 4096 on a CPU.
+        cache_mib: bound of the MRC scan's activation cache in MiB; None is a third of what the GPU has free
+            at the time, and 4096 on a CPU.
         fallbacks: what could not be done as asked, one sentence each; stored with every result.
     """
 
@@ -72,7 +73,9 @@ class Runtime:
         if self.cache_mib is not None:
             return self.cache_mib
         if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0] // 2 // 2**20
+            gc.collect()  # what earlier stages have left behind does not count as taken
+            torch.cuda.empty_cache()
+            return torch.cuda.mem_get_info(self.device)[0] // 3 // 2**20
         return 4096
 
     def fall_back(self, sentence: str) -> None:

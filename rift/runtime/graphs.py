@@ -1,15 +1,16 @@
 """An attack, or a training step's passes, as one CUDA graph: small kernels by the thousand wait for launches.
 
 Weights may change between calls, in place; what is captured reads and writes fixed addresses. Each capture
-is checked once against the plain call; where it fails or disagrees, the plain call is used and the fallback
-is recorded.
+is checked once against the plain call, which is made first, so that the two never hold memory at the same
+time; where it fails or disagrees, the plain call is used and the fallback is recorded.
 """
 
 from __future__ import annotations
 
-import functools
+import gc
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def graphed(function: Callable[..., Tensor], runtime: Runtime) -> Callable[..., 
     """Captures a function of tensors at its first call and replays it for inputs of the same form.
 
     The function must wait for nothing on the host and treat every image by itself: a smaller batch, such as
-    the last one of a pass, is replayed as the first rows of a full one.
+    the last one of a pass, is replayed as the first rows of a full one. A larger one is captured anew.
 
     Args:
         function: tensors on the device, each with the batch first, to a tensor.
@@ -66,10 +67,11 @@ class _Graphed:
         self._given_up = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if self._graph is None and not self._given_up:
+        if not self._fits(inputs) and not self._given_up:
             self._try_to_capture(inputs)
-        if self._graph is None or not self._fits(inputs):
-            return self._function(*inputs)
+        return self._replayed(*inputs) if self._fits(inputs) else self._function(*inputs)
+
+    def _replayed(self, *inputs: Tensor) -> Tensor:
         rows = len(inputs[0])
         for held, given in zip(self._inputs, inputs, strict=True):
             held[:rows].copy_(given)
@@ -77,29 +79,32 @@ class _Graphed:
         return self._output[:rows].clone()  # the next replay writes over it
 
     def _fits(self, inputs: tuple[Tensor, ...]) -> bool:
-        return all(
+        return self._graph is not None and all(
             given.dtype == held.dtype and given.shape[1:] == held.shape[1:] and len(given) <= len(held)
             for held, given in zip(self._inputs, inputs, strict=True)
         )
 
     def _try_to_capture(self, inputs: tuple[Tensor, ...]) -> None:
+        self._graph = self._inputs = self._output = None  # a smaller batch's
         try:
+            with _side_stream(inputs[0].device):
+                for _ in range(WARM_UP):
+                    expected = self._function(*inputs)
             self._capture(inputs)
-            expected, output = self._function(*inputs), self(*inputs)
+            output = self._replayed(*inputs)
             agreement = torch.isclose(expected, output, rtol=0, atol=1e-3).double().mean().item()
             if agreement < SAME_PIXELS:
                 raise RuntimeError(f"only {agreement:.0%} of the result agree")
         except RuntimeError as error:  # torch's for everything that CUDA refuses
-            self._graph, self._given_up = None, True
+            self._graph = self._inputs = self._output = None
+            self._given_up = True
             reason = str(error).splitlines()[0]
             self._runtime.fall_back(f"the attack runs without a CUDA graph ({reason})")
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(tensor.clone() for tensor in inputs)
-        _warm_up(lambda: self._function(*self._inputs))
         graph = torch.cuda.CUDAGraph()
-        # Attacks never overlap and their results are copied out, so they can share one pool of memory.
-        with torch.cuda.graph(graph, pool=_attack_pool()):
+        with torch.cuda.graph(graph):
             self._output = self._function(*self._inputs)
         self._graph = graph
 
@@ -154,24 +159,26 @@ class _GraphedPass(_PlainPass):
             loss, _ = call(*inputs)
             return [loss.clone()], [p.grad.clone() for p in self._parameters if p.grad is not None]
 
-        with torch.random.fork_rng(devices=[self._runtime.device] if inputs[0].is_cuda else []):
+        with torch.random.fork_rng(devices=[inputs[0].device.index] if inputs[0].is_cuda else []):
             try:
+                with _side_stream(inputs[0].device):
+                    for _ in range(WARM_UP):
+                        expected = checked(self._plain)
                 self._capture(inputs)
-                for what, *pair in zip(
-                    ("losses", "gradients"), checked(self._plain), checked(self._replayed), strict=True
-                ):
+                found = checked(self._replayed)
+                for what, *pair in zip(("losses", "gradients"), expected, found, strict=True):
                     distance = _relative_distance(*pair)
                     if not distance < SAME:
                         raise RuntimeError(f"its {what} differ by {distance:.0%}")
             except RuntimeError as error:  # see _Graphed
-                self._graph, self._given_up = None, True
+                self._graph = self._inputs = self._loss = self._logits = self._gradients = None
+                self._given_up = True
                 reason = str(error).splitlines()[0]
                 self._runtime.fall_back(f"the training step runs without a CUDA graph ({reason})")
         _restore(buffers)
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(tensor.clone() for tensor in inputs)
-        _warm_up(lambda: self._plain(*self._inputs))
         for parameter in self._parameters:
             parameter.grad = None  # so that the gradients are made in the graph's own memory
         graph = torch.cuda.CUDAGraph()
@@ -185,19 +192,18 @@ def _form(inputs: tuple[Tensor, ...]) -> list[tuple[object, ...]]:
     return [(tensor.shape, tensor.dtype) for tensor in inputs]
 
 
-def _warm_up(call: Callable[[], object]) -> None:
-    """Outside the default stream, as a capture demands of what is captured next."""
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Outside the default stream, as CUDA demands of what is captured next; anywhere else, nothing."""
+    if device.type != "cuda":
+        yield
+        return
+    gc.collect()  # graphs of earlier stages give their memory back before there is a new one
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            call()
+        yield
     torch.cuda.current_stream().wait_stream(side)
-
-
-@functools.cache
-def _attack_pool() -> tuple[int, int]:
-    return torch.cuda.graph_pool_handle()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ first, such as the other branch of a residual block.
 
 A *waist* is a point where everything that follows depends on one tensor alone: the input of a residual
 block, say. The last waist before a module is its *entry*. Modules of one block share their entry, and the
-entry of the next block is computed from it, so nothing is ever computed from the image again.
+entry of the next block is computed from it: what is kept need not be computed from the image again.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Cut:
         inside: that tensor -> the boundary, what the second half needs: tensors, and sizes read from tensors.
         after: (weight, *boundary) -> logits (B, K); differentiable in the weight alone.
         weight: the module's weight in the network itself (not folded).
+        whole: nothing is cut off, the second half is the network.
     """
 
     entry: str | None
@@ -41,6 +42,7 @@ class Cut:
     inside: Callable[[Tensor], tuple[Tensor, ...]]
     after: Callable[..., Tensor]
     weight: Tensor
+    whole: bool = False
 
     def before(self, images: Tensor) -> tuple[Tensor, ...]:
         """The whole first half: images to boundary."""
@@ -165,7 +167,7 @@ class FrozenGraph:
 
 
 def _waists(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """Nodes that alone carry everything on, in network order; not those that something writes over."""
+    """Tensors that alone carry everything on, in network order; not those that something writes over."""
     modules = dict(graph_module.named_modules())
     nodes = [node for node in graph_module.graph.nodes if node.op not in ("get_attr", "output")]
     position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
@@ -174,7 +176,8 @@ def _waists(graph_module: fx.GraphModule) -> list[fx.Node]:
     for node in nodes:
         waiting = {n for n in waiting | {node} if any(position[user] > position[node] for user in n.users)}
         alone = waiting == {node} and node.op != "placeholder"
-        if alone and not any(_writes(user, modules) for user in node.users):
+        is_tensor = all(user.target is not operator.getitem for user in node.users)  # no tuple of them
+        if alone and is_tensor and not any(_writes(user, modules) for user in node.users):
             found.append(node)
     return found
 
@@ -237,4 +240,4 @@ def whole_network(network: nn.Module, name: str) -> Cut:
         return torch.func.functional_call(network, {weight_name: weight}, (images,))
 
     weight = network.get_submodule(name).weight.detach()
-    return Cut(None, lambda images: images, lambda images: (images,), after, weight)
+    return Cut(None, lambda images: images, lambda images: (images,), after, weight, whole=True)

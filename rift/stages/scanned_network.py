@@ -73,7 +73,7 @@ class ScannedNetwork:
         """The network cut at a module. The views of earlier modules are of no use afterwards."""
         sample = self._sample, self._reference
         cut, boundary = checked_cut(self._graph, self._network, name, *sample, self._runtime)
-        low = self._lowered_after(name, cut.weight, boundary)
+        low = self._lowered_after(name, cut, boundary)
         self._cache.enter(cut, None if low is None else self._precision)
         return View(
             cut.weight,
@@ -85,15 +85,15 @@ class ScannedNetwork:
         )
 
     @torch.no_grad()
-    def _lowered_after(self, name: str, weight: Tensor, boundary: tuple[Tensor, ...]) -> Logits | None:
+    def _lowered_after(self, name: str, cut: Cut, boundary: tuple[Tensor, ...]) -> Logits | None:
         """The second half in the search's precision; None where it would be the same or does not serve."""
         if self._precision == torch.float32:
             return None
-        reason = "it cannot be cut"
-        if self._low_graph is not None:
+        reason = "it is run whole"
+        if not cut.whole:
             try:
                 after = self._low_graph.after(name)
-                found = after(weight, *lowered(boundary, self._precision))
+                found = after(cut.weight, *lowered(boundary, self._precision))
                 if _agree(found, self._reference, AGREEMENT[self._precision]):
                     return after
                 reason = "its logits are too far off"
@@ -142,25 +142,29 @@ def checked_cut(
         return whole
     try:
         cut = graph.cut(name)
+        boundary, found, kept = _tried(cut, images)
     except Exception as error:  # see frozen_graph
         runtime.fall_back(
             f"the network cannot be cut at every module ({type(error).__name__}), "
             "so the scan runs the whole network there"
         )
         return whole
-    entry = cut.reach(images)
-    kept = [entry, entry.clone()]
-    boundary = cut.inside(entry)
-    pairs = [kept, *([value, value.clone()] for value in boundary if isinstance(value, Tensor))]
-    found = cut.after(cut.weight, *boundary)
-    # What is kept must serve again and again, so nothing may write over it.
-    untouched = all(torch.equal(*pair) for pair in pairs)
-    if not (untouched and _agree(found, reference, AGREEMENT[torch.float32])):
+    if not (kept and _agree(found, reference, AGREEMENT[torch.float32])):
         runtime.fall_back(
             f"the network cut at {name} gives other logits, so that module's scan runs it whole"
         )
         return whole
     return cut, boundary
+
+
+def _tried(cut: Cut, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor, bool]:
+    """Boundary, logits, and whether what is kept was left as it is: it must serve again and again."""
+    entry = cut.reach(images)
+    pairs = [(entry, entry.clone())]
+    boundary = cut.inside(entry)
+    pairs += [(value, value.clone()) for value in boundary if isinstance(value, Tensor)]
+    found = cut.after(cut.weight, *boundary)
+    return boundary, found, all(torch.equal(*pair) for pair in pairs)
 
 
 def _agree(found: Tensor, reference: Tensor, share: float) -> bool:
