@@ -55,7 +55,7 @@ EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
 ATTACK = Attack("linf", EPSILON, STEP, STEPS)
 
 CPU = Sizes(
-    attack=32, scan=96, scan_batch=96, scan_epochs=10, scan_every=5, evaluate=16, alphas=2, data=10_000
+    attack=32, scan=192, scan_batch=192, scan_epochs=4, scan_every=5, evaluate=16, alphas=2, data=10_000
 )
 GPU = Sizes(
     attack=128, scan=2048, scan_batch=512, scan_epochs=2, scan_every=1, evaluate=2048, alphas=2, data=50_000
