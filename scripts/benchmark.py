@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import textbook  # noqa: E402
 from extrapolation import paper_rows  # noqa: E402
-from timing import Bench, Sizes, make_at_step, make_network  # noqa: E402
+from timing import Bench, Loop, Sizes, make_at_step, make_network  # noqa: E402
 
 from rift.attacks import Attack, pgd, robust_verdicts  # noqa: E402
 from rift.checkpoint import save_json  # noqa: E402
@@ -53,9 +54,10 @@ from rift.stages.scanned_network import ScannedNetwork  # noqa: E402
 
 EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
 ATTACK = Attack("linf", EPSILON, STEP, STEPS)
+ONE_STEP = replace(ATTACK, steps=1)  # makes every kernel that the whole attack needs
 
 CPU = Sizes(
-    attack=32, scan=192, scan_batch=192, scan_epochs=4, scan_every=5, evaluate=16, alphas=2, data=10_000
+    attack=128, scan=160, scan_batch=160, scan_epochs=4, scan_every=5, evaluate=12, alphas=2, data=10_000
 )
 GPU = Sizes(
     attack=128, scan=2048, scan_batch=512, scan_epochs=2, scan_every=1, evaluate=2048, alphas=2, data=50_000
@@ -86,16 +88,23 @@ def craft(bench: Bench) -> None:
     count = bench.sizes.attack
     x, y, nhwc = bench.images(count), bench.labels(count), bench.images(count, channels_last=True)
 
-    def fast(precision: torch.dtype) -> Callable[[], object]:
-        crafting = CraftingNetwork(bench.fast, bench.runtime, precision)
-        attack = graphed(lambda x, y, start: pgd(crafting, x, y, start, ATTACK), bench.runtime)
-        return lambda: attack(nhwc, y, nhwc)
+    def slow(attack: Attack) -> Loop:
+        return partial(textbook.pgd, bench.plain, x, y, x, EPSILON, STEP, attack.steps)
 
+    def fast(precision: torch.dtype, attack: Attack) -> Loop:
+        crafting = CraftingNetwork(bench.fast, bench.runtime, precision)
+        craft = graphed(lambda x, y, start: pgd(crafting, x, y, start, attack), bench.runtime)
+        return partial(craft, nhwc, y, nhwc)
+
+    wanted = [(name, dtype) for name, dtype in named("craft") if bench.can(name, dtype)]
+    for warm_up in (slow(ONE_STEP), *(fast(dtype, ONE_STEP) for _, dtype in wanted)):
+        warm_up()
     bench.compare(
-        lambda: textbook.pgd(bench.plain, x, y, x, EPSILON, STEP, STEPS),
-        {name: fast(dtype) for name, dtype in named("craft") if bench.can(name, dtype)},
+        slow(ATTACK),
+        {name: fast(dtype, ATTACK) for name, dtype in wanted},
         images=count,
         flops=count * STEPS * 2 * bench.forward,
+        once=True,
     )
 
 
@@ -112,16 +121,23 @@ def at_step(bench: Bench) -> None:
     plain = make_network("resnet18").to(x.device)
     plain_optimizer = torch.optim.SGD(plain.parameters(), **settings)
 
-    def fast(precision: torch.dtype) -> Callable[[], object]:
+    def slow(attack: Attack) -> Loop:
+        return partial(textbook.at_step, plain, plain_optimizer, x, y, x, EPSILON, STEP, attack.steps)
+
+    def fast(precision: torch.dtype, attack: Attack) -> Loop:
         network = bench.runtime.place(make_network("resnet18"))
         optimizer = torch.optim.SGD(network.parameters(), **settings, fused=True)
-        return partial(make_at_step(network, optimizer, bench.runtime, precision, ATTACK), nhwc, y, nhwc)
+        return partial(make_at_step(network, optimizer, bench.runtime, precision, attack), nhwc, y, nhwc)
 
+    wanted = [(name, dtype) for name, dtype in named("at_step") if bench.can(name, dtype)]
+    for warm_up in (slow(ONE_STEP), *(fast(dtype, ONE_STEP) for _, dtype in wanted)):
+        warm_up()
     bench.compare(
-        lambda: textbook.at_step(plain, plain_optimizer, x, y, x, EPSILON, STEP, STEPS),
-        {name: fast(dtype) for name, dtype in named("at_step") if bench.can(name, dtype)},
+        slow(ATTACK),
+        {name: fast(dtype, ATTACK) for name, dtype in wanted},
         images=count,
         flops=count * at_flops(bench.forward, STEPS),
+        once=True,
     )
 
 
@@ -139,7 +155,7 @@ def changes(bench: Bench) -> None:
         ("one CUDA graph", {}, torch.bfloat16),
     ]
 
-    def fast(options: dict[str, bool], precision: torch.dtype) -> Callable[[], object]:
+    def fast(options: dict[str, bool], precision: torch.dtype) -> Loop:
         runtime = Runtime(bench.runtime.device, **options)
         given = nhwc if runtime.channels_last else x
         network = runtime.place(make_network("resnet18")).eval()
@@ -156,6 +172,7 @@ def changes(bench: Bench) -> None:
         {name: fast(*how) for name, how in wanted.items() if bench.can(name, how[1])},
         images=count,
         flops=count * STEPS * 2 * bench.forward,
+        once=True,
     )
 
 
