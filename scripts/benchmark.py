@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -336,7 +337,7 @@ def main() -> None:
     show(bench.rows, Console())
     rate = matmul_rate(device, torch.float32) / 1e12
     circumstances = bench.runtime.describe() | {"matmul_tflops": rate, "fallbacks": bench.runtime.fallbacks}
-    circumstances |= provenance()
+    circumstances |= provenance() | {"command": shlex.join(["python", *sys.argv])}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_json(arguments.output, bench.rows)
     save_json(arguments.output.with_suffix(".machine.json"), {"machine": circumstances, "paper_rows": extra})
