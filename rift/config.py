@@ -262,7 +262,8 @@ class RuntimeConfig:
         one_of("runtime.precision", self.precision, ("auto", "float32", "bfloat16"))
         one_of("runtime.evaluation_precision", self.evaluation_precision, ("float32", "bfloat16"))
         at_least("runtime.batch_size", self.batch_size, 1)
-        at_least("runtime.cache_mib", self.cache_mib or 0, 0)
+        if self.cache_mib is not None:
+            at_least("runtime.cache_mib", self.cache_mib, 0)
 
 
 @dataclass

@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import textbook  # noqa: E402
 from extrapolation import paper_rows  # noqa: E402
-from timing import Bench, Loop, Sizes, make_at_step, make_network  # noqa: E402
+from timing import ATTACK, Bench, Loop, Sizes, crafting_loop, make_at_step, make_network  # noqa: E402
 
 from rift.attacks import Attack, pgd, robust_verdicts  # noqa: E402
 from rift.checkpoint import save_json  # noqa: E402
@@ -45,7 +45,6 @@ from rift.runtime import (  # noqa: E402
     CraftingNetwork,
     Runtime,
     choose_device,
-    graphed,
     set_global_switches,
 )
 from rift.runtime.throughput import at_flops, matmul_rate  # noqa: E402
@@ -53,8 +52,7 @@ from rift.stages.interpolation import interpolate  # noqa: E402
 from rift.stages.mrc_scan import criticality_of  # noqa: E402
 from rift.stages.scanned_network import ScannedNetwork  # noqa: E402
 
-EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 10
-ATTACK = Attack("linf", EPSILON, STEP, STEPS)
+EPSILON, STEP, STEPS = ATTACK.epsilon, ATTACK.step_size, ATTACK.steps
 ONE_STEP = replace(ATTACK, steps=1)  # makes every kernel that the whole attack needs
 
 CPU = Sizes(
@@ -93,20 +91,24 @@ def craft(bench: Bench) -> None:
         return partial(textbook.pgd, bench.plain, x, y, x, EPSILON, STEP, attack.steps)
 
     def fast(precision: torch.dtype, attack: Attack) -> Loop:
-        crafting = CraftingNetwork(bench.fast, bench.runtime, precision)
-        craft = graphed(lambda x, y, start: pgd(crafting, x, y, start, attack), bench.runtime)
-        return partial(craft, nhwc, y, nhwc)
+        return partial(crafting_loop(bench.fast, bench.runtime, precision, attack), nhwc, y, nhwc)
 
-    wanted = [(name, dtype) for name, dtype in named("craft") if bench.can(name, dtype)]
+    in_both_precisions(bench, "craft", slow, fast, count * STEPS * 2 * bench.forward)
+
+
+def in_both_precisions(
+    bench: Bench,
+    loop: str,
+    slow: Callable[[Attack], Loop],
+    fast: Callable[[torch.dtype, Attack], Loop],
+    flops: float,
+) -> None:
+    """Times a loop that attacks one batch, after one step of it has made the kernels."""
+    wanted = [(name, dtype) for name, dtype in named(loop) if bench.can(name, dtype)]
     for warm_up in (slow(ONE_STEP), *(fast(dtype, ONE_STEP) for _, dtype in wanted)):
         warm_up()
-    bench.compare(
-        slow(ATTACK),
-        {name: fast(dtype, ATTACK) for name, dtype in wanted},
-        images=count,
-        flops=count * STEPS * 2 * bench.forward,
-        once=True,
-    )
+    rows = {name: fast(dtype, ATTACK) for name, dtype in wanted}
+    bench.compare(slow(ATTACK), rows, images=bench.sizes.attack, flops=flops, once=True)
 
 
 def named(loop: str) -> list[tuple[str, torch.dtype]]:
@@ -128,18 +130,10 @@ def at_step(bench: Bench) -> None:
     def fast(precision: torch.dtype, attack: Attack) -> Loop:
         network = bench.runtime.place(make_network("resnet18"))
         optimizer = torch.optim.SGD(network.parameters(), **settings, fused=True)
-        return partial(make_at_step(network, optimizer, bench.runtime, precision, attack), nhwc, y, nhwc)
+        runtime = replace(bench.runtime, precision=precision)
+        return partial(make_at_step(network, optimizer, runtime, attack), nhwc, y, nhwc)
 
-    wanted = [(name, dtype) for name, dtype in named("at_step") if bench.can(name, dtype)]
-    for warm_up in (slow(ONE_STEP), *(fast(dtype, ONE_STEP) for _, dtype in wanted)):
-        warm_up()
-    bench.compare(
-        slow(ATTACK),
-        {name: fast(dtype, ATTACK) for name, dtype in wanted},
-        images=count,
-        flops=count * at_flops(bench.forward, STEPS),
-        once=True,
-    )
+    in_both_precisions(bench, "at_step", slow, fast, count * at_flops(bench.forward, STEPS))
 
 
 def changes(bench: Bench) -> None:
@@ -160,9 +154,7 @@ def changes(bench: Bench) -> None:
         runtime = Runtime(bench.runtime.device, **options)
         given = nhwc if runtime.channels_last else x
         network = runtime.place(make_network("resnet18")).eval()
-        crafting = CraftingNetwork(network, runtime, precision)
-        attack = graphed(lambda x, y, start: pgd(crafting, x, y, start, ATTACK), runtime)
-        return lambda: attack(given, y, given)
+        return partial(crafting_loop(network, runtime, precision, ATTACK), given, y, given)
 
     wanted = {f"craft: {name}": (options, dtype) for name, options, dtype in stack}
     if bench.runtime.device.type != "cuda":
@@ -180,10 +172,8 @@ def changes(bench: Bench) -> None:
 def mrc_scan(bench: Bench) -> None:
     """The published scan, SGD and the worst of its epochs; the projected solver makes one epoch."""
     sizes, runtime = bench.sizes, bench.runtime
-    y, names = (
-        bench.labels(sizes.scan),
-        list(scannable_modules(bench.fast))[sizes.scan_every // 2 :: sizes.scan_every],
-    )
+    names = list(scannable_modules(bench.fast))[sizes.scan_every // 2 :: sizes.scan_every]
+    y = bench.labels(sizes.scan)
     nhwc = bench.images(sizes.scan, channels_last=True)
     fixed = list(textbook.fixed_batches(bench.images(sizes.scan), y, sizes.scan_batch))
 

@@ -9,19 +9,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import make_at_step, make_network
+from timing import ATTACK, crafting_loop, make_at_step, make_network
 from torch import nn
 
-from rift.attacks import Attack, pgd, random_start
+from rift.attacks import random_start
 from rift.criticality import Solver
 from rift.data import Split, batches
 from rift.models import scannable_modules
-from rift.runtime import CraftingNetwork, Runtime, graphed
+from rift.runtime import Runtime
+from rift.runtime.throughput import wait_for
 from rift.stages.adversarial_training import robust_accuracy_is_due
 from rift.stages.mrc_scan import criticality_of
 from rift.stages.scanned_network import ScannedNetwork
 
-ATTACK = Attack("linf", 8 / 255, 2 / 255, 10)
 SETS = {  # side, training images, test images, classes
     "cifar10": (32, 50_000, 10_000, 10),
     "cifar100": (32, 50_000, 10_000, 100),
@@ -84,7 +84,7 @@ def paper_row(
 def training_seconds(network: nn.Module, runtime: Runtime, split: Split, batch: int, steps: int) -> float:
     """Of one step: crop and flip, random start, attack, update."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
-    step = make_at_step(network, optimizer, runtime, runtime.precision, ATTACK)
+    step = make_at_step(network, optimizer, runtime, ATTACK)
     passes = batches(split, batch, shuffle=True, padding=4, flip=True, channels_last=runtime.channels_last)
 
     def one() -> None:
@@ -98,8 +98,7 @@ def training_seconds(network: nn.Module, runtime: Runtime, split: Split, batch: 
 
 def attack_seconds(network: nn.Module, runtime: Runtime, split: Split, count: int) -> float:
     """PGD-10 on a large batch, in the precision of reported numbers."""
-    crafting = CraftingNetwork(network, runtime, runtime.evaluation_precision)
-    craft = graphed(lambda x, y, start: pgd(crafting, x, y, start, ATTACK), runtime)
+    craft = crafting_loop(network, runtime, runtime.evaluation_precision, ATTACK)
     (images, labels, _), *_ = batches(split.subset(torch.arange(count)), count, channels_last=True)
     craft(images, labels, images)
     return seconds_of(lambda: craft(images, labels, images), runtime)
@@ -125,9 +124,8 @@ def scan_seconds(network: nn.Module, runtime: Runtime, split: Split, count: int,
 
 def seconds_of(call: Callable[[], object], runtime: Runtime) -> float:
     """Wall time, the device's work included."""
-    wait = torch.cuda.synchronize if runtime.device.type == "cuda" else lambda: None
-    wait()
+    wait_for(runtime.device)
     began = time.perf_counter()
     call()
-    wait()
+    wait_for(runtime.device)
     return time.perf_counter() - began

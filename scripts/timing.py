@@ -18,8 +18,10 @@ from rift.data import Split
 from rift.methods import METHODS
 from rift.models import build_model
 from rift.runtime import CraftingNetwork, Runtime, gradient_pass, graphed
-from rift.runtime.throughput import forward_flops
+from rift.runtime.throughput import forward_flops, wait_for
+from rift.stages.adversarial_training import crafter
 
+ATTACK = Attack("linf", 8 / 255, 2 / 255, 10)
 NOT_NATIVE = "this CPU does not compute bfloat16 natively"
 
 
@@ -132,10 +134,10 @@ class Bench:
         while unfinished:
             for name, iterator in list(unfinished.items()):
                 self._reset_peak()
-                self._wait()
+                wait_for(self.runtime.device)
                 began = time.perf_counter()
                 ended = next(iterator, None) is None
-                self._wait()
+                wait_for(self.runtime.device)
                 seconds[name] += time.perf_counter() - began
                 peaks[name] = max(peaks[name], self._peak_mib())
                 if ended:
@@ -149,10 +151,6 @@ class Bench:
             print(f"{name}: not measured, {NOT_NATIVE}", file=sys.stderr)
             return False
         return name in self.wanted
-
-    def _wait(self) -> None:
-        if self.runtime.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def _reset_peak(self) -> None:
         if self.runtime.device.type == "cuda":
@@ -179,26 +177,22 @@ def make_network(name: str, classes: int = 10) -> nn.Module:
     return build_model(name, num_classes=classes, mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26])
 
 
-def make_at_step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
-    precision: torch.dtype,
-    attack: Attack,
-) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """(images, labels, start) -> one update of PGD adversarial training, as the stage makes it."""
+def crafting_loop(
+    network: nn.Module, runtime: Runtime, precision: torch.dtype, attack: Attack
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(images, labels, start) -> adversarial images of a network whose weights stay."""
     crafting = CraftingNetwork(network, runtime, precision)
+    return graphed(lambda x, y, start: pgd(crafting, x, y, start, attack), runtime)
 
-    def with_present_weights(x: Tensor, y: Tensor, start: Tensor) -> Tensor:
-        crafting.refresh()
-        return pgd(crafting, x, y, start, attack)
 
-    def loss_and_logits(x: Tensor, adversarial: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision != torch.float32):
-            return METHODS["pgd_at"].loss(network, x, adversarial, y)
-
-    craft = graphed(with_present_weights, runtime)
-    gradients = gradient_pass(loss_and_logits, network, runtime)
+def make_at_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime, attack: Attack
+) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """(images, labels, start) -> one update of PGD adversarial training, by the stage's own parts."""
+    method = METHODS["pgd_at"]
+    crafting = CraftingNetwork(network, runtime, runtime.precision)
+    craft = crafter(network, crafting, method, attack, runtime)
+    gradients = gradient_pass(method.loss, network, runtime)
 
     def step(x: Tensor, y: Tensor, start: Tensor) -> None:
         adversarial = craft(x, y, start)

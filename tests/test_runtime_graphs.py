@@ -93,12 +93,9 @@ def make_network():
     return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3)).train()
 
 
-def loss_of(network):
-    def function(x, y):
-        logits = network(x)
-        return F.cross_entropy(logits, y), logits
-
-    return function
+def loss_of(network, x, y):
+    logits = network(x)
+    return F.cross_entropy(logits, y), logits
 
 
 class ReplayedPass:
@@ -150,9 +147,9 @@ def test_a_captured_step_trains_as_the_plain_one(monkeypatch, factor):
     monkeypatch.setattr(_GraphedPass, "_capture", fake_capture(factor))
     batches = batches_of(8, 8, 5, 8)  # the odd one is not what was captured
     plain = make_network()
-    right = train(plain, gradient_pass(loss_of(plain), plain, Runtime(torch.device("cpu"))), batches)
+    right = train(plain, gradient_pass(loss_of, plain, Runtime(torch.device("cpu"))), batches)
     runtime, network = Runtime(torch.device("cpu")), make_network()
-    step = _GraphedPass(loss_of(network), network, runtime)
+    step = _GraphedPass(loss_of, network, runtime)
     assert train(network, step, batches) == right
     assert network[1].num_batches_tracked == 4
     for name, value in plain.state_dict().items():
@@ -173,9 +170,9 @@ def test_a_step_that_cannot_be_captured_is_the_plain_one(monkeypatch):
 
     monkeypatch.setattr(_GraphedPass, "_capture", refuse)
     batches, plain = batches_of(8, 8), make_network()
-    right = train(plain, gradient_pass(loss_of(plain), plain, Runtime(torch.device("cpu"))), batches)
+    right = train(plain, gradient_pass(loss_of, plain, Runtime(torch.device("cpu"))), batches)
     runtime, network = Runtime(torch.device("cpu")), make_network()
-    assert train(network, _GraphedPass(loss_of(network), network, runtime), batches) == right
+    assert train(network, _GraphedPass(loss_of, network, runtime), batches) == right
     assert runtime.fallbacks == [
         "the training step runs without a CUDA graph (CUDA error: operation not permitted)"
     ]
@@ -184,7 +181,7 @@ def test_a_step_that_cannot_be_captured_is_the_plain_one(monkeypatch):
 def test_where_nothing_is_trained_only_statistics_move():
     network = make_network().requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
-    loss, logits = gradient_pass(loss_of(network), network, Runtime(torch.device("cpu")))(*batches_of(8)[0])
+    loss, logits = gradient_pass(loss_of, network, Runtime(torch.device("cpu")))(*batches_of(8)[0])
     assert not loss.requires_grad and logits.shape == (8, 3)
     moved = [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])]
     assert moved == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
@@ -198,7 +195,7 @@ def test_a_step_captured_on_a_gpu_trains_as_the_plain_one():
     for cuda_graphs in (False, True):
         runtime, network = Runtime(device, cuda_graphs=cuda_graphs), make_network().to(device)
         network[2].p = 0.0
-        losses = train(network, gradient_pass(loss_of(network), network, runtime), batches)
+        losses = train(network, gradient_pass(loss_of, network, runtime), batches)
         assert runtime.fallbacks == []
         ends.append((losses, network.state_dict()))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)

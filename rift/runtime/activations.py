@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rift.criticality import Batch
 from rift.runtime.suffix import Cut, FrozenGraph
-
-Batch = tuple[tuple[Tensor, ...], Tensor]
-"""(boundary tensors, labels (B,))."""
 
 
 class ActivationCache:

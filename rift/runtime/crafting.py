@@ -90,13 +90,17 @@ class CraftingNetwork(nn.Module):
         self._checked = True
         with borrowed(self._source[0], training=False) as network:
             expected = network(images).float()
-        difference = (self.body(images).float() - expected).abs().max()
-        if difference > AGREEMENT[self._precision] * expected.abs().max().clamp_min(1e-6):
+        if relative_difference(self.body(images), expected) > AGREEMENT[self._precision]:
             self._runtime.fall_back(
                 "the network with its BatchNorm folded gives other logits, so it is crafted through unfolded"
             )
             self._pairs, self._captured = [], {}
             self._adopt(self._copy(), autocast=True)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of two logits, as a share of the largest logit expected."""
+    return float((found.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
 
 
 def _lower(graph_module: fx.GraphModule, precision: torch.dtype) -> None:

@@ -21,6 +21,8 @@ WARM_UP = 3  # calls before the capture: cuDNN chooses its algorithms in them
 SAME_PIXELS = 0.95  # share of the output that must agree to 1e-3; rounding may turn a few gradients' signs
 SAME = 0.02  # relative distance that bfloat16 and another order of summation may make
 
+Loss = Callable[..., tuple[Tensor, Tensor]]
+"""(network, *inputs) -> (scalar loss, logits (B, K))."""
 Pass = Callable[..., tuple[Tensor, Tensor]]
 """(*inputs) -> (scalar loss, logits (B, K))."""
 
@@ -40,23 +42,23 @@ def graphed(function: Callable[..., Tensor], runtime: Runtime) -> Callable[..., 
     return _Graphed(function, runtime)
 
 
-def gradient_pass(function: Pass, network: nn.Module, runtime: Runtime) -> Pass:
+def gradient_pass(loss: Loss, network: nn.Module, runtime: Runtime) -> Pass:
     """Forward and backward pass of a training step: fills the `grad` of the network's parameters anew.
 
     On a GPU both passes are one CUDA graph for batches of the form of the first one. The optimiser's step
     stays outside, so that its rate can change.
 
     Args:
-        function: inputs on the device to loss and logits; the network is in the mode that it trains in.
-        network: its parameters get gradients, its buffers may move.
-        runtime: says whether graphs are wanted.
+        loss: of the network, which it is given, on inputs on the device.
+        network: in the mode that it trains in; its parameters get gradients, its buffers may move.
+        runtime: precision; whether compilation and graphs are wanted.
 
     Returns:
-        A function with the same inputs and detached outputs, which are good until the next call.
+        A function of the inputs alone, with detached outputs that are good until the next call.
     """
     if runtime.device.type != "cuda" or not runtime.cuda_graphs:
-        return _PlainPass(function, network)
-    return _GraphedPass(function, network, runtime)
+        return _PlainPass(loss, network, runtime)
+    return _GraphedPass(loss, network, runtime)
 
 
 class _Graphed:
@@ -110,9 +112,10 @@ class _Graphed:
 
 
 class _PlainPass:
-    def __init__(self, function: Pass, network: nn.Module) -> None:
-        self._function = function
-        self._network = network
+    def __init__(self, loss: Loss, network: nn.Module, runtime: Runtime) -> None:
+        self._loss_of = loss
+        self._network, self._called = network, runtime.compiled(network)
+        self._runtime = runtime
         self._parameters = [p for p in network.parameters() if p.requires_grad]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,16 +124,16 @@ class _PlainPass:
     def _plain(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         for parameter in self._parameters:
             parameter.grad = None
-        loss, logits = self._function(*inputs)
+        with self._runtime.autocast():
+            loss, logits = self._loss_of(self._called, *inputs)
         if loss.requires_grad:  # nothing is trained where only statistics move
             loss.backward()
         return loss.detach(), logits.detach()
 
 
 class _GraphedPass(_PlainPass):
-    def __init__(self, function: Pass, network: nn.Module, runtime: Runtime) -> None:
-        super().__init__(function, network)
-        self._runtime = runtime
+    def __init__(self, loss: Loss, network: nn.Module, runtime: Runtime) -> None:
+        super().__init__(loss, network, runtime)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given_up = False
 

@@ -93,7 +93,6 @@ class FrozenGraph:
         twin = copy.copy(self)
         twin._graph = copy.deepcopy(self._graph).to(precision)
         twin._nodes = {node.name: node for node in twin._graph.graph.nodes}
-        twin._waists = [twin._nodes[waist.name] for waist in self._waists]
         return twin
 
     def cut(self, name: str) -> Cut:
@@ -103,9 +102,9 @@ class FrozenGraph:
             ValueError: the graph does not call that module exactly once.
         """
         moved = self._call_of(name)
-        order = list(self._graph.graph.nodes)
-        earlier = set(order[: order.index(moved)])
-        entry = next((waist.name for waist in reversed(self._waists) if waist in earlier), None)
+        order = list(self._nodes)
+        earlier = order[: order.index(moved.name)]
+        entry = next((waist for waist in reversed(self._waists) if waist in earlier), None)
         inside = self._between(entry, self._boundary(moved))
         weight = self._network.get_submodule(name).weight.detach()
         return Cut(entry, self.path(None, entry), inside, self.after(name), weight)
@@ -135,8 +134,8 @@ class FrozenGraph:
 
     def follows(self, start: str | None, end: str | None) -> bool:
         """Whether the second entry can be computed from the first."""
-        names = [None, *(waist.name for waist in self._waists)]
-        return names.index(start) <= names.index(end)
+        order = [None, *self._waists]
+        return order.index(start) <= order.index(end)
 
     def _call_of(self, name: str) -> fx.Node:
         calls = [node for node in self._nodes.values() if node.op == "call_module" and node.target == name]
@@ -166,8 +165,8 @@ class FrozenGraph:
         return _Layer(layer, scale, bias)
 
 
-def _waists(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """Tensors that alone carry everything on, in network order; not those that something writes over."""
+def _waists(graph_module: fx.GraphModule) -> list[str]:
+    """Names of tensors that alone carry everything on, in order; not those that something writes over."""
     modules = dict(graph_module.named_modules())
     nodes = [node for node in graph_module.graph.nodes if node.op not in ("get_attr", "output")]
     position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
@@ -178,7 +177,7 @@ def _waists(graph_module: fx.GraphModule) -> list[fx.Node]:
         alone = waiting == {node} and node.op != "placeholder"
         is_tensor = all(user.target is not operator.getitem for user in node.users)  # no tuple of them
         if alone and is_tensor and not any(_writes(user, modules) for user in node.users):
-            found.append(node)
+            found.append(node.name)
     return found
 
 

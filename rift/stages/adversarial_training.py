@@ -62,8 +62,8 @@ def adversarial_training(
     judging = crafting
     if session.runtime.evaluation_precision != session.runtime.precision:
         judging = CraftingNetwork(network, session.runtime, session.runtime.evaluation_precision)
-    craft = _crafter(network, crafting, method, attack, session.runtime)
-    gradients = _gradients(network, method, session.runtime)
+    craft = crafter(network, crafting, method, attack, session.runtime)
+    gradients = gradient_pass(method.loss, network, session.runtime)
     selection = session.dataset.split(options.selection_split)
 
     def judge() -> dict[str, float]:
@@ -137,18 +137,7 @@ def _epoch(
         }
 
 
-def _gradients(network: nn.Module, method: Method, runtime: Runtime) -> Pass:
-    """(images, adversarial images, labels) -> loss and logits; fills the network's gradients on the way."""
-    compiled = runtime.compiled(network)
-
-    def loss_and_logits(images: Tensor, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with runtime.autocast():
-            return method.loss(compiled, images, adversarial, labels)
-
-    return gradient_pass(loss_and_logits, network, runtime)
-
-
-def _crafter(
+def crafter(
     network: nn.Module, crafting: CraftingNetwork, method: Method, attack: Attack, runtime: Runtime
 ) -> Craft:
     """(images, labels, start) -> adversarial images, for the network as it is at the call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import derive_seed
-from rift.runtime import Runtime, batchnorm_layers, borrowed, gradient_pass, seed_everything
+from rift.runtime import batchnorm_layers, borrowed, gradient_pass, seed_everything
 from rift.runtime.graphs import Pass
 from rift.stages.session import Session
 from rift.stages.training import Training
@@ -87,7 +88,7 @@ def fine_tuning(
     parameters = [parameter.requires_grad_() for module in chosen for parameter in module.parameters()]
     training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", session.runtime)
     selection = session.dataset.split(options.selection_split)
-    gradients = _gradients(network, session.runtime)
+    gradients = gradient_pass(_loss, network, session.runtime)
     for epoch in training.remaining():
         seed_everything("finetune", session.seed, epoch)
         row = _epoch(session, training, gradients, options, augmentation, epoch)
@@ -97,16 +98,9 @@ def fine_tuning(
     return {"modules": modules, **training.finish()}
 
 
-def _gradients(network: nn.Module, runtime: Runtime) -> Pass:
-    """(images, labels) -> loss and logits; fills the gradients of what is trained on the way."""
-    compiled = runtime.compiled(network)
-
-    def loss_and_logits(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with runtime.autocast():
-            logits = compiled(images).float()
-        return F.cross_entropy(logits, labels), logits
-
-    return gradient_pass(loss_and_logits, network, runtime)
+def _loss(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = network(images).float()
+    return F.cross_entropy(logits, labels), logits
 
 
 def _epoch(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rift.criticality import Batch, Logits
 from rift.runtime import Runtime
 from rift.runtime.activations import ActivationCache, lowered
-from rift.runtime.crafting import AGREEMENT
+from rift.runtime.crafting import AGREEMENT, relative_difference
 from rift.runtime.suffix import Cut, FrozenGraph, whole_network
 
 CHECKED = 4  # images by which a cut network is compared with the whole one
@@ -94,7 +94,7 @@ class ScannedNetwork:
             try:
                 after = self._low_graph.after(name)
                 found = after(cut.weight, *lowered(boundary, self._precision))
-                if _agree(found, self._reference, AGREEMENT[self._precision]):
+                if relative_difference(found, self._reference) <= AGREEMENT[self._precision]:
                     return after
                 reason = "its logits are too far off"
             except (ValueError, RuntimeError) as error:  # no such cut, or an operation without that precision
@@ -149,7 +149,7 @@ def checked_cut(
             "so the scan runs the whole network there"
         )
         return whole
-    if not (kept and _agree(found, reference, AGREEMENT[torch.float32])):
+    if not (kept and relative_difference(found, reference) <= AGREEMENT[torch.float32]):
         runtime.fall_back(
             f"the network cut at {name} gives other logits, so that module's scan runs it whole"
         )
@@ -165,8 +165,3 @@ def _tried(cut: Cut, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor, bool]:
     pairs += [(value, value.clone()) for value in boundary if isinstance(value, Tensor)]
     found = cut.after(cut.weight, *boundary)
     return boundary, found, all(torch.equal(*pair) for pair in pairs)
-
-
-def _agree(found: Tensor, reference: Tensor, share: float) -> bool:
-    difference = (found.float() - reference).abs().max()
-    return bool(difference <= share * reference.abs().max().clamp_min(1e-6))
