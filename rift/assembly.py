@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from rift.attacks import Attack
-from rift.config import AttackConfig, Config, number
-from rift.data import load_dataset
+from rift.config import AttackConfig, Config
+from rift.data import SHAPES, load_dataset
+from rift.limits import number
 from rift.models import build_model
+from rift.preflight import check_data, check_plan
 from rift.runtime import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
 from rift.runtime.device import DTYPES
 from rift.stages import Session
@@ -47,13 +51,39 @@ def make_runtime(config: Config) -> Runtime:
     )
 
 
-def make_session(config: Config, runtime: Runtime) -> Session:
-    """Loads the data and prepares the network's blueprint.
+def new_network(config: Config, runtime: Runtime, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A fresh network for images of `shape`, (C, H, W), on the device; the same weights each time.
 
     Raises:
-        UserError: data or network cannot be had.
+        UserError: there is no such network, or not for such images.
+    """
+    seed_everything("initial weights", config.seed)
+    model, data = config.model, config.dataset
+    network = build_model(
+        model.family,
+        num_classes=num_classes,
+        in_channels=shape[0],
+        image_size=shape[1],
+        mean=data.mean,
+        std=data.std,
+        width=model.width,
+        timm_name=model.name,
+        pretrained=model.pretrained,
+    )
+    return runtime.place(network)
+
+
+def make_session(config: Config, runtime: Runtime) -> Session:
+    """Refuses what cannot go well, loads the data, and prepares the network's blueprint.
+
+    The plan is checked before the data are read where their shape is known by name: reading can take minutes.
+
+    Raises:
+        UserError: data or network cannot be had, or a later stage would refuse its options.
     """
     data = config.dataset
+    if data.name in SHAPES:
+        check_plan(config, new_network(config, runtime, *SHAPES[data.name]))
     dataset = load_dataset(
         data.name,
         root=data.root,
@@ -66,22 +96,11 @@ def make_session(config: Config, runtime: Runtime) -> Session:
         split_seed=data.split_seed,
         image_size=data.image_size,
         cache=data.cache,
+        at_least_per_class=2 if config.smoke else 0,
     ).to(runtime.device)
-
-    def new_network() -> nn.Module:
-        seed_everything("initial weights", config.seed)
-        foreign = config.model.family == "timm"
-        network = build_model(
-            config.model.family,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.shape[0],
-            image_size=dataset.shape[1],
-            mean=dataset.mean,
-            std=dataset.std,
-            width=config.model.width,
-            timm_name=config.model.name if foreign else None,
-            pretrained=config.model.pretrained,
-        )
-        return runtime.place(network)
-
-    return Session(dataset, runtime, config.seed, new_network)
+    make = partial(new_network, config, runtime, dataset.shape, dataset.num_classes)
+    network = make()
+    if data.name not in SHAPES:
+        check_plan(config, network)
+    check_data(config, dataset, network)
+    return Session(dataset, runtime, config.seed, make)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,23 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) ->
         path: the file.
         tensors: by name, on any device, in any memory format; shared storage is written twice.
         note: anything that JSON can hold, kept in the file's header.
+
+    Raises:
+        OSError: the disk is full, read-only, …
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {"note": json.dumps(note, allow_nan=False)}
-    write_atomically(path, lambda partial: save_file(plain, partial, metadata=header))
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(plain, partial, metadata=header)
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+    write_atomically(path, write)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Any]:

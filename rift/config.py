@@ -1,64 +1,46 @@
 """The typed schema of `conf/`. YAML holds the values; here are the types, the units and what cannot be.
 
-Hydra checks names and types while composing; `__post_init__` checks ranges, before any work is done.
-Nothing is ever written back: what is stored and logged is what was typed.
+Hydra checks names and types while composing; `check` knows each group's limits and says them before any work
+is done. Nothing is ever written back: what is stored and logged is what was typed.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, field, is_dataclass
-from fractions import Fraction
-from typing import get_type_hints
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from rift.errors import UserError, choose_from
+from rift.limits import at_least, folder_name, number, one_of, positive, require, share, within_pixels
+
+# In an installed package the configuration lies inside it, in a checkout beside it.
+_INSIDE = Path(__file__).parent / "conf"
+CONF = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
 
 STAGES = ("at", "mrc", "finetune", "interpolate", "evaluate")
 TARGETS = ("least_critical", "most_critical", "last_layer", "all", "top_k", "none")
-
-
-def require(condition: bool, sentence: str) -> None:
-    """Raises `UserError(sentence)` unless the condition holds."""
-    if not condition:
-        raise UserError(sentence)
-
-
-def one_of(option: str, value: str, valid: tuple[str, ...]) -> None:
-    """Raises `UserError` unless `value` is among `valid`."""
-    require(value in valid, f"{option}={value} is not known: {choose_from(value, valid)}.")
-
-
-def at_least(option: str, value: float, low: float) -> None:
-    """Raises `UserError` if `value` is below `low`."""
-    require(value >= low, f"{option}={value} is too small: give {low} or more.")
-
-
-def number(option: str, text: str) -> float:
-    """A budget such as `8/255` or `0.03` as a number; never evaluated as code."""
-    try:
-        value = float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(
-            f"{option}={text} is no number: write a fraction such as 8/255 or a decimal."
-        ) from error
-    at_least(option, value, 0)
-    return value
+BY_CRITICALITY = ("least_critical", "most_critical", "top_k")
 
 
 @dataclass
 class ModelConfig:
     family: str = MISSING  # a name in rift.models.MODELS
-    name: str = MISSING  # how tables call it; with family timm, timm's name
+    name: str | None = None  # family timm only: timm's name
     width: int | None = None  # channels of the first ResNet stage; widening factor of a WRN
     pretrained: bool = False  # timm only: start from timm's published weights
     checkpoint: str | None = None  # weights to start from; without the stage `at` they are θ_AT
 
-    def __post_init__(self) -> None:
-        if self.width is not None:
-            at_least("model.width", self.width, 1)
+    def check(self, where: str) -> None:
+        at_least(f"{where}.width", self.width, 1)
+        require(
+            self.name is None or self.family == "timm",
+            f"{where}.name={self.name} would not change the network, which is {self.family}: "
+            f"leave it out, or say {where}=timm {where}.name={self.name}.",
+        )
 
 
 @dataclass
@@ -71,22 +53,23 @@ class DatasetConfig:
     padding: int = MISSING  # pixels added on each side before the random crop
     flip: bool = MISSING  # mirror at random
     image_size: int | None = None  # pixels; image_folder only
-    train_limit: int | None = None  # images, class-balanced; null is all
+    train_limit: int | None = None  # images at most, class-balanced; null is all
     test_limit: int | None = None
     holdout_fraction: float = 0.0  # share of the training images set aside for selection
     split_seed: int = 0  # decides the holdout, whatever the run's seed
     cache: str | None = None  # folder for decoded images
+    official_scan_split: str = "test"  # which split the published code scans
 
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.holdout_fraction < 1,
-            f"dataset.holdout_fraction={self.holdout_fraction} is no share: give a number in [0, 1).",
-        )
+    def check(self, where: str) -> None:
+        share(f"{where}.holdout_fraction", self.holdout_fraction)
+        at_least(f"{where}.padding", self.padding, 0)
+        at_least(f"{where}.split_seed", self.split_seed, 0)
+        for option in ("image_size", "train_limit", "test_limit"):
+            at_least(f"{where}.{option}", getattr(self, option), 1)
 
 
 @dataclass
 class AttackConfig:
-    name: str = MISSING
     norm: str = MISSING  # linf or l2
     epsilon: str = MISSING  # radius in units of the [0, 1] image, as a fraction: 8/255
     step_size: str = MISSING  # same units
@@ -95,18 +78,22 @@ class AttackConfig:
     keep: str = MISSING  # last iterate, or the best per image
     batchnorm: str = MISSING  # BatchNorm mode while crafting in training: eval or train
 
-    def __post_init__(self) -> None:
-        one_of("attack.norm", self.norm, ("linf", "l2"))
-        one_of("attack.keep", self.keep, ("last", "best"))
-        one_of("attack.batchnorm", self.batchnorm, ("eval", "train"))
-        at_least("attack.steps", self.steps, 1)
-        number("attack.epsilon", self.epsilon)
-        number("attack.step_size", self.step_size)
+    def check(self, where: str) -> None:
+        one_of(f"{where}.norm", self.norm, ("linf", "l2"))
+        one_of(f"{where}.keep", self.keep, ("last", "best"))
+        one_of(f"{where}.batchnorm", self.batchnorm, ("eval", "train"))
+        at_least(f"{where}.steps", self.steps, 1)
+        distance = within_pixels if self.norm == "linf" else number
+        distance(f"{where}.epsilon", self.epsilon)
+        distance(f"{where}.step_size", self.step_size)
 
 
 @dataclass
 class MethodConfig:
     name: str = MISSING  # a name in rift.methods.METHODS
+
+    def check(self, where: str) -> None:
+        """Any name; whether it is registered is known where the methods are."""
 
 
 @dataclass
@@ -124,33 +111,41 @@ class TrainingConfig:
     selection_split: str = MISSING  # where the best epoch is chosen: test or holdout
     select: str = MISSING  # which epoch goes on to the next stage: best or last
 
-    def __post_init__(self) -> None:
-        one_of("selection_split", self.selection_split, ("test", "holdout"))
-        one_of("select", self.select, ("best", "last"))
-        one_of("padding_mode", self.padding_mode, ("zeros", "reflect"))
-        at_least("epochs", self.epochs, 0)
-        at_least("batch_size", self.batch_size, 1)
-        require(self.lr > 0, f"lr={self.lr} is not positive: give the learning rate as a positive number.")
+    def check(self, where: str) -> None:
+        one_of(f"{where}.selection_split", self.selection_split, ("test", "holdout"))
+        one_of(f"{where}.select", self.select, ("best", "last"))
+        one_of(f"{where}.padding_mode", self.padding_mode, ("zeros", "reflect"))
+        at_least(f"{where}.epochs", self.epochs, 0)
+        at_least(f"{where}.batch_size", self.batch_size, 1)
+        positive(f"{where}.lr", self.lr)
+        share(f"{where}.momentum", self.momentum)
+        at_least(f"{where}.weight_decay", self.weight_decay, 0)
+        positive(f"{where}.decay_rate", self.decay_rate)
+        for milestone in self.milestones:
+            at_least(f"{where}.milestones", milestone, 1)
 
 
 @dataclass
 class ATConfig(TrainingConfig):
     evaluate_every: int = MISSING  # epochs between robust evaluations; always in the last tenth
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("stage.at.evaluate_every", self.evaluate_every, 1)
+    def check(self, where: str) -> None:
+        super().check(where)
+        at_least(f"{where}.evaluate_every", self.evaluate_every, 1)
 
 
 @dataclass
 class MRCConfig:
     solver: str = MISSING  # sgd (the paper's), or projected (normalised ascent)
     split: str = MISSING  # D_std: train, holdout or test
-    max_images: int | None = MISSING  # class-balanced start of the split; null is all
+    max_images: int | None = MISSING  # at most, class-balanced start of the split; null is all
     epsilon_w: float = MISSING  # radius of the weight ball, as a share of the weight's norm
     norm: str = MISSING  # of the weight ball: l2 or linf
     epochs: int = MISSING  # T
     batch_size: int = MISSING
+    shuffle: bool = (
+        MISSING  # other batches in every epoch (published code), or the same ones, which is faster
+    )
     optimizer: str = MISSING  # solver=sgd: any name of timm.optim
     lr: float = MISSING  # γ
     momentum: float = MISSING
@@ -160,21 +155,20 @@ class MRCConfig:
     precision: str = MISSING  # of the search, float32 or bfloat16; what is reported comes from float32
     exclude: list[str] = MISSING  # name patterns of modules that are not scanned
 
-    def __post_init__(self) -> None:
-        one_of("stage.mrc.solver", self.solver, ("sgd", "projected"))
-        one_of("stage.mrc.split", self.split, ("train", "holdout", "test"))
-        one_of("stage.mrc.norm", self.norm, ("l2", "linf"))
-        one_of("stage.mrc.project", self.project, ("epoch", "step"))
-        one_of("stage.mrc.on_violation", self.on_violation, ("stop", "continue"))
-        one_of("stage.mrc.score", self.score, ("last", "worst"))
-        one_of("stage.mrc.precision", self.precision, ("float32", "bfloat16"))
-        at_least("stage.mrc.epochs", self.epochs, 1)
-        at_least("stage.mrc.batch_size", self.batch_size, 1)
-        if self.max_images is not None:
-            at_least("stage.mrc.max_images", self.max_images, 1)
-        require(
-            self.epsilon_w > 0, f"stage.mrc.epsilon_w={self.epsilon_w} is not positive: the paper has 0.1."
-        )
+    def check(self, where: str) -> None:
+        one_of(f"{where}.solver", self.solver, ("sgd", "projected"))
+        one_of(f"{where}.split", self.split, ("train", "holdout", "test"))
+        one_of(f"{where}.norm", self.norm, ("l2", "linf"))
+        one_of(f"{where}.project", self.project, ("epoch", "step"))
+        one_of(f"{where}.on_violation", self.on_violation, ("stop", "continue"))
+        one_of(f"{where}.score", self.score, ("last", "worst"))
+        one_of(f"{where}.precision", self.precision, ("float32", "bfloat16"))
+        at_least(f"{where}.epochs", self.epochs, 1)
+        at_least(f"{where}.batch_size", self.batch_size, 1)
+        at_least(f"{where}.max_images", self.max_images, 1)
+        positive(f"{where}.epsilon_w", self.epsilon_w)
+        positive(f"{where}.lr", self.lr)
+        share(f"{where}.momentum", self.momentum)
 
     def scans(self, name: str) -> bool:
         """Whether a module of this name is scanned."""
@@ -187,14 +181,14 @@ class FinetuneConfig(TrainingConfig):
     top_k: int = MISSING  # how many modules with target=top_k
     batchnorm: str = MISSING  # running statistics: train (they move) or frozen
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("stage.finetune.batchnorm", self.batchnorm, ("train", "frozen"))
-        at_least("stage.finetune.top_k", self.top_k, 1)
-        at_least("stage.finetune.epochs", self.epochs, 1)
+    def check(self, where: str) -> None:
+        super().check(where)
+        one_of(f"{where}.batchnorm", self.batchnorm, ("train", "frozen"))
+        at_least(f"{where}.top_k", self.top_k, 1)
+        at_least(f"{where}.epochs", self.epochs, 1)
         require(
             not (self.target == "none" and self.batchnorm == "frozen"),
-            "stage.finetune.target=none with batchnorm=frozen changes nothing: use batchnorm=train.",
+            f"{where}.target=none with batchnorm=frozen changes nothing: use {where}.batchnorm=train.",
         )
 
 
@@ -207,12 +201,12 @@ class InterpolateConfig:
     tolerance: float = MISSING  # robust accuracy that may be lost, as a fraction: 0.001 is 0.1 points
     batchnorm: str = MISSING  # statistics: interpolate, keep (θ_AT's), reestimate (on training images)
 
-    def __post_init__(self) -> None:
-        one_of("stage.interpolate.batchnorm", self.batchnorm, ("interpolate", "keep", "reestimate"))
-        one_of("stage.interpolate.selection_split", self.selection_split, ("test", "holdout"))
-        at_least("stage.interpolate.points", self.points, 2)
-        at_least("stage.interpolate.restarts", self.restarts, 1)
-        at_least("stage.interpolate.tolerance", self.tolerance, 0)
+    def check(self, where: str) -> None:
+        one_of(f"{where}.batchnorm", self.batchnorm, ("interpolate", "keep", "reestimate"))
+        one_of(f"{where}.selection_split", self.selection_split, ("test", "holdout"))
+        at_least(f"{where}.points", self.points, 2)
+        at_least(f"{where}.restarts", self.restarts, 1)
+        at_least(f"{where}.tolerance", self.tolerance, 0)
 
 
 @dataclass
@@ -220,8 +214,8 @@ class EvaluateConfig:
     restarts: int = MISSING  # attack runs; the worst counts
     exact_runs: bool = MISSING  # attack fooled images again, so that the worst *run* is known too
 
-    def __post_init__(self) -> None:
-        at_least("stage.evaluate.restarts", self.restarts, 1)
+    def check(self, where: str) -> None:
+        at_least(f"{where}.restarts", self.restarts, 1)
 
 
 @dataclass
@@ -233,14 +227,18 @@ class StageConfig:
     interpolate: InterpolateConfig = MISSING
     evaluate: EvaluateConfig = MISSING
 
-    def __post_init__(self) -> None:
+    def check(self, where: str) -> None:
         for stage in self.run:
-            one_of("stage.run", stage, STAGES)
+            one_of(f"{where}.run", stage, STAGES)
+        require(bool(self.run), f"{where}.run=[] runs nothing: name some of {', '.join(STAGES)}.")
 
 
 @dataclass
 class ProtocolConfig:
-    name: str = MISSING
+    name: str = MISSING  # a file of conf/protocol
+
+    def check(self, where: str) -> None:
+        one_of(f"{where}.name", self.name, sorted(path.stem for path in (CONF / "protocol").glob("*.yaml")))
 
 
 @dataclass
@@ -258,12 +256,12 @@ class RuntimeConfig:
     cache_mib: int | None = MISSING  # bound of the MRC scan's activation cache; null: see Runtime
     threads: int | None = MISSING  # CPU threads; null is torch's choice
 
-    def __post_init__(self) -> None:
-        one_of("runtime.precision", self.precision, ("auto", "float32", "bfloat16"))
-        one_of("runtime.evaluation_precision", self.evaluation_precision, ("float32", "bfloat16"))
-        at_least("runtime.batch_size", self.batch_size, 1)
-        if self.cache_mib is not None:
-            at_least("runtime.cache_mib", self.cache_mib, 0)
+    def check(self, where: str) -> None:
+        one_of(f"{where}.precision", self.precision, ("auto", "float32", "bfloat16"))
+        one_of(f"{where}.evaluation_precision", self.evaluation_precision, ("float32", "bfloat16"))
+        at_least(f"{where}.batch_size", self.batch_size, 1)
+        at_least(f"{where}.cache_mib", self.cache_mib, 0)
+        at_least(f"{where}.threads", self.threads, 1)
 
 
 @dataclass
@@ -274,9 +272,9 @@ class LoggerConfig:
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        one_of("logger.name", self.name, ("wandb", "none"))
-        one_of("logger.mode", self.mode, ("auto", "online", "offline"))
+    def check(self, where: str) -> None:
+        one_of(f"{where}.name", self.name, ("wandb", "none"))
+        one_of(f"{where}.mode", self.mode, ("auto", "online", "offline"))
 
 
 @dataclass
@@ -296,12 +294,40 @@ class Config:
     study: str = MISSING  # folder of the job; also W&B's group
     output: str = MISSING  # folder of all results
 
+    def check(self) -> None:
+        """Raises `UserError` at the first value that cannot be, its option named in full."""
+        _check_groups(self, "")
+        at_least("seed", self.seed, 0)
+        folder_name("study", self.study)
+        splits = {
+            "stage.at.selection_split": self.stage.at.selection_split,
+            "stage.finetune.selection_split": self.stage.finetune.selection_split,
+            "stage.interpolate.selection_split": self.stage.interpolate.selection_split,
+            "stage.mrc.split": self.stage.mrc.split,
+        }
+        for option, split in splits.items():
+            require(
+                split != "holdout" or self.dataset.holdout_fraction > 0,
+                f"{option}=holdout needs held-out images: set dataset.holdout_fraction=0.02 or "
+                "protocol=holdout.",
+            )
+
+
+def _check_groups(group: Any, prefix: str) -> None:
+    for entry in fields(group):
+        value = getattr(group, entry.name)
+        if is_dataclass(value):
+            value.check(prefix + entry.name)
+            _check_groups(value, f"{prefix}{entry.name}.")
+
 
 ConfigStore.instance().store(name="schema", node=Config)
+# Where the published code halves: an interpolation in YAML cannot divide.
+OmegaConf.register_new_resolver("half", lambda count: max(1, int(count) // 2), replace=True)
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Hydra's composed configuration as dataclasses, every range checked.
+    """Hydra's composed configuration as dataclasses, every limit checked.
 
     Raises:
         UserError: a value that cannot be.
@@ -309,17 +335,7 @@ def to_config(composed: DictConfig) -> Config:
     _refuse_additions(Config, composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    splits = {
-        "stage.at.selection_split": config.stage.at.selection_split,
-        "stage.finetune.selection_split": config.stage.finetune.selection_split,
-        "stage.interpolate.selection_split": config.stage.interpolate.selection_split,
-        "stage.mrc.split": config.stage.mrc.split,
-    }
-    for option, split in splits.items():
-        require(
-            split != "holdout" or config.dataset.holdout_fraction > 0,
-            f"{option}=holdout needs held-out images: set dataset.holdout_fraction=0.02 or protocol=holdout.",
-        )
+    config.check()
     return config
 
 

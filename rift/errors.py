@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class JobFailed(Exception):
+    """One job of a sweep failed, for a reason that has been said; the other jobs run all the same."""
+
+
 def choose_from(name: str, valid: Iterable[str]) -> str:
     """Returns the part of a message that names the nearest valid choice, then all of them."""
     valid = list(valid)

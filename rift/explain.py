@@ -6,12 +6,28 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from rift.config import Config
-from rift.errors import choose_from
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-HELP = "see `python -m rift --help`"
+from rift.config import Config
+from rift.errors import UserError, choose_from
+
+# What a user or the machine's surroundings can bring about; anything else is a bug.
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+# Exit codes besides 0: a bug, or some job of a sweep failed; a mistake; Ctrl-C, as shells have it.
+SOME_FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+HELP = "see `rift --help`"
+_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}  # launchers of Hydra's
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process that ends with this error exits with."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return MISTAKE if isinstance(error, EXPECTED) else SOME_FAILED
 
 
 def option_names(schema: type = Config, prefix: str = "") -> Iterator[str]:
@@ -41,14 +57,18 @@ def explain(error: Exception) -> str:
     """One sentence: what is wrong, where, what to do.
 
     Args:
-        error: raised by Hydra or OmegaConf while composing.
+        error: one of `EXPECTED`.
     """
     text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # one of Hydra's is both
+        return _about_files(error)
     if found := re.search(r"Could not find '([\w@/]+)/([^'/]*)'", text):
         group, choice = found.groups()
         indented = [line.strip() for line in text.splitlines() if line.startswith("\t")]
         choices = [line for line in indented if "=" not in line]
-        return f"{group}={choice} is no choice of the group {group}: {choose_from(choice, choices)}."
+        return _no_choice(group, choice, choices)
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_option(found.group(1))
     if found := re.search(r"Error merging override (.+)", text):
@@ -58,13 +78,55 @@ def explain(error: Exception) -> str:
     if text.startswith("Ambiguous value"):
         return f"{text.split(chr(39))[1]} names several values: add -m to sweep over them."
     if type(error).__name__ == "OverrideParseException":
-        reason = " ".join(line for line in text.splitlines() if not line.startswith("See "))
-        return f"the command line cannot be parsed ({reason}): write option=value; {HELP}."
+        return _unparsed(getattr(error, "override", None) or "")
     return f"{' '.join(text.split())}; {HELP}."
+
+
+def _no_choice(group: str, choice: str, choices: list[str]) -> str:
+    known = choose_from(choice, choices)
+    sentence = f"{group}={choice} is no choice of the group {group}"
+    if group == "hydra/launcher" and choice in _EXTRAS:
+        return f"{sentence} yet: install its extra, pip install -e '.[{_EXTRAS[choice]}]'."
+    if group == "model":
+        return f"{sentence}: {known}; for any network of timm model=timm model.name={choice}."
+    if choice == "null":
+        return f"{sentence}: leave it out, or {known}."
+    return f"{sentence}: {known}."
+
+
+def _unparsed(override: str) -> str:
+    name, equals, value = override.partition("=")
+    if not equals:
+        return f"the command line cannot be parsed at '{override}': write option=value; {HELP}."
+    if not value or value[0] in "[{":
+        return f"the command line cannot be parsed at '{override}': close what is opened; {HELP}."
+    return (
+        f"the value in {override} has characters that Hydra reads as its own: quote it twice, once for the "
+        f"shell, as in '{name}=\"{value}\"'."
+    )
+
+
+def _about_files(error: OSError) -> str:
+    """For what the file system refuses: full, read-only, not there, something else in the way."""
+    place = Path(str(error.filename)) if error.filename else None
+    if place is not None and place.name.endswith(".partial"):  # a file on its way is nobody's business
+        place = place.parent
+    reason = error.strerror or str(error) or type(error).__name__
+    return (
+        f"{place or 'a file'} cannot be written or read ({reason[0].lower()}{reason[1:]}): make room, or "
+        "give another output=FOLDER; what is finished stays, and the same command goes on from there."
+    )
 
 
 def _wrong_type(override: str, cause: Any) -> str:
     reason = str(cause).splitlines()[0] if cause is not None else "it does not fit"
+    name, _, value = override.partition("=")
+    if "subclass of AttackConfig" in reason:
+        return f"{override} names a choice where an attack's options are: say attack@{name}={value}."
+    if "is not a subclass of" in reason:
+        return f"{override}: {name} is a group of options, so give one of them, {name}.OPTION=VALUE; {HELP}."
+    if "ListConfig" in reason:
+        return f"{override} must be a list: say '{name}=[{value}]'."
     return f"{override}: {reason[0].lower()}{reason[1:].rstrip('.')}; give a value of that type."
 
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import save_json
-from rift.config import Config
-from rift.pipeline import Pipeline, job_name
-from rift.protocol import selection_notes
-from rift.report import job_report
-from rift.runtime import Runtime
+from rift.config import STAGES, Config
+from rift.pipeline import Pipeline
+from rift.protocol import departures, selection_notes
+from rift.provenance import provenance
+from rift.runtime import Runtime, computes_bfloat16
 from rift.store import Store, digest
-from rift.summary import make_summary
-from rift.tracking import Tracker, open_tracker
+from rift.summary import final_numbers, make_summary
+from rift.tracking import Tracker, ended, open_tracker
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAME = 150  # characters of a folder's name before its key; file systems allow 255 bytes
+PLAIN_WIDTH = 100  # columns of what is printed into a pipe or a file
 
 
 def job_key(config: Config, runtime: Runtime) -> str:
@@ -36,52 +43,71 @@ def job_key(config: Config, runtime: Runtime) -> str:
     return digest({**typed, "precision": precisions})
 
 
-def run_job(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs one job.
+def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs one job. Nothing is written before everything that can be checked has been.
 
     Args:
         config: checked configuration.
         overrides: what the command line changed, for the report.
+        varied: what tells the job from the others of its sweep, for its name: `finetune.lr=0.01`.
 
     Returns:
         The summary, as stored in the job's folder.
 
     Raises:
-        UserError: see `Pipeline.run`.
+        UserError: see `make_session` and `Pipeline.run`.
+        OSError: the output folder cannot be written.
     """
+    _check_writable(Path(config.output))
     runtime = make_runtime(config)
     session = make_session(config, runtime)
-    key = job_key(config, runtime)
-    folder = Path(config.output) / "jobs" / config.study / f"{job_name(config)}-{key}"
+    pipeline = Pipeline(config, session, Store(Path(config.output) / "store"))
+    pipeline.rehearse()
+    key, name = job_key(config, runtime), " ".join([pipeline.name, *varied])
+    folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
     folder.mkdir(parents=True, exist_ok=True)
     with _log_in(folder / "job.log"):
         save_json(folder / "config.json", asdict(config))
-        _announce(config, folder)
+        _announce(config, folder, pipeline)
         tracker = open_tracker(
             config.logger.name,
             mode=config.logger.mode,
             project=config.logger.project,
             entity=config.logger.entity,
-            tags=config.logger.tags,
+            tags=[*config.logger.tags, config.protocol.name, *(["smoke"] if config.smoke else [])],
             folder=folder,
-            job=job_name(config),
+            job=name,
             key=digest([key, config.study]),
             study=config.study,
-            config=asdict(config),
+            job_type="rift" if set(STAGES) <= set(config.stage.run) else "+".join(config.stage.run),
+            config={**asdict(config), "provenance": provenance()},
         )
-        with closing(tracker):
-            pipeline = Pipeline(config, session, Store(Path(config.output) / "store"), tracker)
-            pipeline.run()
-            summary = make_summary(config, pipeline, key, overrides)
+        with ended(tracker):
+            pipeline.run(tracker)
+            summary = make_summary(config, pipeline, name, key, overrides)
             save_json(folder / "summary.json", summary)
             _report(folder, tracker, summary)
     return summary
+
+
+def _check_writable(output: Path) -> None:
+    """Raises `OSError` if the folder cannot be made or written; leaves nothing behind."""
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    with TemporaryFile(dir=there):
+        pass
+
+
+def _folder(study: Path, name: str, key: str) -> Path:
+    """The job's folder: the one that it has already, whatever it is called, or a new one."""
+    plain = re.sub(r"[^\w.=+-]+", "-", name)[:LONGEST_NAME]
+    return next(iter(sorted(study.glob(f"*-{key}"))), study / f"{plain}-{key}")
 
 
 @contextmanager
 def _log_in(path: Path) -> Iterator[None]:
     """Our messages go to a file too."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # on a full disk the result files will say it, once
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("rift")
     logger.addHandler(handler)
@@ -92,12 +118,18 @@ def _log_in(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _announce(config: Config, folder: Path) -> None:
+def _announce(config: Config, folder: Path, pipeline: Pipeline) -> None:
     log.info("job: %s", folder)
+    for sentence in pipeline.import_notes:
+        log.info("%s: %s", config.model.checkpoint, sentence)
     if config.smoke:
         log.warning("smoke=true: a few images and epochs only; the numbers are no results")
     for note in selection_notes(config):
         log.info("protocol=%s: %s", config.protocol.name, note)
+    for note in departures(config):
+        log.warning("%s", note)
+    if slow := slow_bfloat16(config, pipeline.session.runtime.device):
+        log.warning("%s", slow)
     for role, attack in (("selection", config.selection_attack), ("evaluation", config.evaluation_attack)):
         if (attack.norm, attack.epsilon) != (config.attack.norm, config.attack.epsilon):
             message = "%s attacks within %s of %s, training within %s of %s"
@@ -105,23 +137,38 @@ def _announce(config: Config, folder: Path) -> None:
             log.warning(message, role, attack.epsilon, attack.norm, own.epsilon, own.norm)
 
 
+def slow_bfloat16(config: Config, device: torch.device) -> str | None:
+    """The warning for bfloat16 that was asked for where it is computed in software; else None."""
+    asked = {
+        "runtime.precision": config.runtime.precision,
+        "runtime.evaluation_precision": config.runtime.evaluation_precision,
+        "stage.mrc.precision": config.stage.mrc.precision,
+    }
+    chosen = [option for option, precision in asked.items() if precision == "bfloat16"]
+    if not chosen or computes_bfloat16(device):
+        return None
+    machine, remedy = device.type.upper(), " ".join(f"{option}=float32" for option in chosen)
+    return (
+        f"{' and '.join(chosen)}: this {machine} has no bfloat16 instructions, so bfloat16 is some ten times "
+        f"slower than float32 here; say {remedy}."
+    )
+
+
 def _report(folder: Path, tracker: Tracker, summary: Mapping[str, Any]) -> None:
     if "mrc" in summary:
         tracker.ranking(summary["mrc"])
     if "sweep" in summary:
         tracker.sweep(summary["sweep"])
-    for which in ("at", "rift"):
-        tracker.summary({f"{which}/{name}": value for name, value in summary.get(which, {}).items()})
-    if "alpha" in summary:
-        tracker.summary({"alpha": summary["alpha"], "target_modules": summary["target_modules"]})
+    tracker.summary(final_numbers(summary))
+    from rift.report import job_report, print_job  # matplotlib and pandas take a second to import
+
     report = job_report(folder)
     tracker.figures([path for path in report["figures"] if path.suffix == ".png"])
-    console = Console()
-    if "at" in summary:
-        console.print(report["table"], markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+    print_job(console, summary)
     places = [("summary", folder / "summary.json"), ("page", report["page"])]
     places += [("figure", path) for path in report["figures"] if path.suffix == ".png"]
     if tracker.where is not None:
         places.append(("W&B run", tracker.where))
     for what, path in places:
-        console.print(f"{what + ':':9}{path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{what + ':':9}{path}", markup=False, soft_wrap=True)

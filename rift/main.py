@@ -3,69 +3,103 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from rift.config import to_config
-from rift.errors import UserError
-from rift.explain import explain
+from rift import sweep
+from rift.config import CONF, to_config
+from rift.errors import JobFailed, UserError
+from rift.explain import EXPECTED, INTERRUPTED, MISTAKE, SOME_FAILED, explain
 from rift.progress import set_up_logging
 
-# In an installed package the configuration lies inside it, in a checkout beside it.
-_INSIDE = Path(__file__).parent / "conf"
-CONF = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
+_GROUPS = "|".join(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _task(composed: DictConfig) -> float | None:
-    set_up_logging()
-    try:
-        config = to_config(composed)
-        from rift.job import run_job  # only now: torch takes seconds to import
+    surroundings = HydraConfig.get()
+    if sweep.place() is None:
+        set_up_logging()
+        try:
+            return _run(composed)
+        except EXPECTED as error:
+            _leave(error)  # here, because Hydra would add its own account to an error that it sees
+    overrides = list(surroundings.overrides.task)
+    one_by_one = surroundings.launcher._target_.endswith("BasicLauncher")
+    set_up_logging(" ".join(sweep.differing(overrides)), bars=one_by_one)
+    carry_on = surroundings.sweeper._target_.endswith("BasicSweeper")
+    with sweep.recorded(surroundings.job.num, overrides, carry_on=carry_on):
+        return _run(composed)
+    return None
 
-        summary = run_job(config, _typed_overrides())
-    except (UserError, OmegaConfBaseException) as error:
-        _leave(error)  # here, because Hydra would add its own account to an error that it sees
+
+def _run(composed: DictConfig) -> float | None:
+    config = to_config(composed)
+    from rift.job import run_job  # only now: torch takes seconds to import
+
+    overrides = list(HydraConfig.get().overrides.task)
+    summary = run_job(config, _typed(overrides), sweep.varied(overrides))
     return summary.get("rift", summary.get("at", {})).get("clean_accuracy")
 
 
-def _typed_overrides() -> dict[str, Any]:
+def _typed(overrides: list[str]) -> dict[str, Any]:
     """`option=value` of the command line (and of a sweep), as text."""
-    pairs = (override.partition("=") for override in HydraConfig.get().overrides.task)
+    pairs = (override.partition("=") for override in overrides)
     return {name.lstrip("+"): value for name, _, value in pairs}
 
 
 def _quoted(argument: str) -> str:
-    """Hydra takes `true` for a boolean, but smoke is a group, whose choices are words."""
-    return (
-        f'{argument[:6]}"{argument[6:].lower()}"'
-        if argument.lower() in ("smoke=true", "smoke=false")
-        else argument
-    )
+    """The choices of a group are words, though Hydra takes `true`, `1` and `null` for something else."""
+    found = re.fullmatch(rf"((?:{_GROUPS})(?:@\w+)?)=([\w.,+-]*)", argument)
+    if found is None:
+        return argument
+    words = [f'"{word.lower()}"' if _no_word(word) else word for word in found[2].split(",")]
+    return f"{found[1]}={','.join(words)}"
+
+
+def _no_word(text: str) -> bool:
+    return re.fullmatch(r"true|false|null|none|[+-]?\d[\d.e+-]*", text.lower()) is not None
+
+
+def _in_order(arguments: list[str]) -> list[str]:
+    """`-m` may stand anywhere; Hydra wants what begins with a dash first."""
+    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    shown = [
+        argument for argument in arguments if argument.startswith(("--cfg", "--info")) or argument == "-c"
+    ]
+    if flags and shown:
+        raise UserError(f"{shown[0]} shows one run and -m is for many: leave out one of them.")
+    return flags + [_quoted(argument) for argument in arguments if argument not in flags]
 
 
 def main() -> None:
     """Runs `sys.argv`; a user's mistake is one sentence on standard error and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own account of an error, and exit
+    os.environ.pop(sweep.VARIABLE, None)
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
-    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     try:
-        _task()
+        sys.argv[1:] = _in_order(sys.argv[1:])
+        try:
+            _task()
+        finally:
+            complete = sweep.finish()
     except KeyboardInterrupt:
-        sys.exit("\nrift: stopped; the same command goes on from here")
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print("\nrift: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except JobFailed:
+        complete = False
+    except EXPECTED as error:
         _leave(error)
+    if not complete:
+        sys.exit(SOME_FAILED)
 
 
 def _leave(error: Exception) -> NoReturn:
-    sentence = str(error) if isinstance(error, UserError) else explain(error)
-    print(f"rift: error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    print(f"rift: error: {explain(error)}", file=sys.stderr)
+    sys.exit(MISTAKE)

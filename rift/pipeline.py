@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rift.assembly import make_attack
 from rift.checkpoint import file_digest
-from rift.config import Config
+from rift.config import BY_CRITICALITY, Config
 from rift.errors import UserError, choose_from
 from rift.methods import METHODS
-from rift.models import load_foreign_checkpoint
-from rift.protocol import BY_CRITICALITY
+from rift.models import check_normalisation, load_foreign_checkpoint, network_name, own_width
 from rift.runner import Runner
 from rift.stages import (
     Session,
@@ -38,10 +39,28 @@ from rift.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
+IMPORT_CHECK = 500  # images on which imported weights are tried
+UNKNOWN = "(known after the scan)"
+
+
+def model_name(config: Config) -> str:
+    """The network that runs, whatever was typed: `resnet18`, `resnet18_w16`, `timm_resnet26d`."""
+    model = config.model
+    return network_name(model.family, timm_name=model.name, width=model.width, pretrained=model.pretrained)
+
+
+def method_name(config: Config) -> str:
+    """What made θ_AT: a method of ours, or `checkpoint`; `untrained` if nothing did."""
+    if "at" in config.stage.run and config.stage.at.epochs > 0:
+        return config.method.name
+    if config.model.checkpoint is not None:
+        return "checkpoint"
+    return config.method.name if config.stage.at.epochs > 0 else "untrained"
+
+
 def job_name(config: Config) -> str:
     """How people call a job: `resnet18-cifar10-pgd_at-s0`."""
-    width = "" if config.model.width is None else f"_w{config.model.width}"
-    return f"{config.model.name}{width}-{config.dataset.name}-{config.method.name}-s{config.seed}"
+    return f"{model_name(config)}-{config.dataset.name}-{method_name(config)}-s{config.seed}"
 
 
 class Pipeline:
@@ -51,32 +70,39 @@ class Pipeline:
         config: checked configuration.
         session: data, machine, seed.
         store: where results live.
-        tracker: gets the metrics.
 
     Raises:
         UserError: the method is not known.
     """
 
-    def __init__(self, config: Config, session: Session, store: Store, tracker: Tracker) -> None:
+    def __init__(self, config: Config, session: Session, store: Store) -> None:
         if config.method.name not in METHODS:
             known = choose_from(config.method.name, METHODS)
             raise UserError(f"method.name={config.method.name} is not known: {known}.")
-        self.config, self.session = config, session
+        self.config, self.session, self.store = config, session, store
         self.method = METHODS[config.method.name]
         self.attack = make_attack(config.attack)
         self.selection_attack = make_attack(config.selection_attack)
         self.evaluation_attack = make_attack(config.evaluation_attack)
-        self.runner = Runner(job_name(config), session, store, tracker, config.smoke)
+        self.name = job_name(config)
+        self.folders: dict[str, StageFolder] = {}
+        self.import_notes: list[str] = []  # what had to be done to a checkpoint, and what it is worth
 
-    @property
-    def folders(self) -> dict[str, StageFolder]:
-        """The finished results, by section."""
-        return self.runner.folders
+    def rehearse(self) -> None:
+        """Goes through the chain without working or writing.
 
-    def run(self) -> dict[str, StageFolder]:
+        Raises:
+            UserError: an input of some stage does not exist and will not be made, or is bad.
+        """
+        self._chain(Runner(self.name, self.session, self.store, self.config.smoke, tracker=None))
+
+    def run(self, tracker: Tracker) -> dict[str, StageFolder]:
         """Runs the wanted stages in order.
 
         A stage that was not asked for but whose result exists is taken along, so that the report is whole.
+
+        Args:
+            tracker: gets the metrics.
 
         Returns:
             The finished folders, by section.
@@ -84,6 +110,10 @@ class Pipeline:
         Raises:
             UserError: a stage's input does not exist, or is bad.
         """
+        return self._chain(Runner(self.name, self.session, self.store, self.config.smoke, tracker))
+
+    def _chain(self, runner: Runner) -> dict[str, StageFolder]:
+        self.runner, self.folders = runner, runner.folders
         wanted = set(self.config.stage.run)
         by_criticality = self.config.stage.finetune.target in BY_CRITICALITY
         self._at(run="at" in wanted or self.config.model.checkpoint is not None)
@@ -100,7 +130,7 @@ class Pipeline:
                 self._evaluate("rift", "interpolate")
         if "evaluate" in wanted:
             self._evaluate("at", "at")
-            if "evaluate_rift" not in self.folders:
+            if "evaluate_rift" not in self.folders and not runner.rehearsing:
                 log.info("evaluate: θ_AT alone; there is no interpolation for these options yet")
         return self.folders
 
@@ -108,14 +138,14 @@ class Pipeline:
         config, options = self.config, self.config.stage.at
         if "at" not in config.stage.run and config.model.checkpoint is not None:
             options = replace(options, epochs=0)  # the checkpoint's weights are θ_AT
-        initial, digest = self._initial_weights()
+        initial, digest = self._initial_weights
         model, dataset = config.model, self.session.dataset
         augmentation = self._augmentation(options.padding_mode)
         identity = {
             "model": {
                 "family": model.family,
                 "name": model.name,
-                "width": model.width,
+                "width": model.width or own_width(model.family),
                 "pretrained": model.pretrained,
                 "checkpoint": digest,
             },
@@ -157,8 +187,7 @@ class Pipeline:
 
     def _finetune(self, run: bool, needed: bool) -> bool:
         options = self.config.stage.finetune
-        ranking = self.folders["mrc"].result()["ranking"] if "mrc" in self.folders else None
-        modules = choose_modules(options.target, options.top_k, self.session.new_network(), ranking)
+        modules = self._modules()
         augmentation = self._augmentation(options.padding_mode)
         identity = {
             "at": self._key("at"),
@@ -172,6 +201,17 @@ class Pipeline:
             return fine_tuning(self.session, folder, options, self._weights("at"), modules, augmentation)
 
         return self.runner.obtain("finetune", identity, tune, run=run, needed=needed)
+
+    def _modules(self) -> list[str]:
+        """The modules to fine-tune; while the scan is still ahead, a word that stands for them."""
+        options, scan = self.config.stage.finetune, self.folders.get("mrc")
+        if options.target not in BY_CRITICALITY:
+            ranking = None
+        elif scan is not None and scan.finished:
+            ranking = scan.result()["ranking"]
+        else:
+            return [UNKNOWN]
+        return choose_modules(options.target, options.top_k, self.session.new_network(), ranking)
 
     def _interpolate(self, run: bool, needed: bool) -> bool:
         options = self.config.stage.interpolate
@@ -192,9 +232,9 @@ class Pipeline:
             "attack": asdict(self.evaluation_attack),
             "precision": str(self.session.runtime.evaluation_precision),
         }
-        weights = self._weights(section)
 
         def evaluate(folder: StageFolder) -> dict[str, Any]:
+            weights = self._weights(section)
             return evaluation(self.session, folder, options, weights, self.evaluation_attack)
 
         return self.runner.obtain(f"evaluate_{which}", identity, evaluate)
@@ -224,13 +264,26 @@ class Pipeline:
         """The weights that a stage hands on, on the device."""
         return self.folders[section].load(self._handed_on(section), self.session.runtime.device)
 
+    @property
+    def checkpoint_digest(self) -> str | None:
+        """SHA-256 of the file that the job starts from, if it does."""
+        return self._initial_weights[1]
+
+    @cached_property
     def _initial_weights(self) -> tuple[dict[str, Tensor] | None, str | None]:
+        """The checkpoint's weights and its digest; read and tried once."""
         if self.config.model.checkpoint is None:
             return None, None
         path = Path(self.config.model.checkpoint).expanduser()
         network = self.session.new_network()
-        for sentence in load_foreign_checkpoint(network, path):
-            log.info("%s: %s", path, sentence)
+        self.import_notes = load_foreign_checkpoint(network, path)
+        train = self.session.dataset.train
+        some = torch.linspace(0, len(train) - 1, min(IMPORT_CHECK, len(train))).long()
+        sample = train.subset(some)
+        note = check_normalisation(
+            network.eval(), sample.images / 255, sample.labels, f"The checkpoint {path}"
+        )
+        self.import_notes.append(note)
         return network.state_dict(), file_digest(path)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -16,6 +17,9 @@ from rich.text import Text
 log = logging.getLogger(__name__)
 
 LINE_EVERY = 20.0  # seconds between plain lines
+
+_shared: Console | None = None  # where the log goes: a bar on a console of its own would be written over
+_bars = True
 
 
 def make_console() -> Console:
@@ -76,8 +80,8 @@ def measured(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
         total: how many units there are in all.
         unit: plural name of a unit.
     """
-    console = make_console()
-    if not console.is_terminal:
+    console = _shared or make_console()
+    if not (console.is_terminal and _bars):
         yield Meter(name, total, unit, None)
         return
     columns = TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn(compact=True)
@@ -85,18 +89,27 @@ def measured(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
         yield Meter(name, total, unit, bar)
 
 
-def set_up_logging() -> None:
-    """Sends our messages to the console; warnings are marked."""
+def set_up_logging(label: str = "", bars: bool = True) -> None:
+    """Sends our messages to the console; warnings are marked.
+
+    Args:
+        label: begins every line; says which job of a sweep it is from.
+        bars: whether progress may be drawn; several jobs at once would draw over each other.
+    """
+    global _shared, _bars
     root = logging.getLogger("rift")
     root.handlers.clear()
     root.setLevel(logging.INFO)
     root.propagate = False
-    console = make_console()
+    _shared, _bars = make_console(), bars
+    mark = f"[{label}] " if label else ""
     handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+    if _shared.is_terminal and bars:
+        handler = RichHandler(
+            console=_shared, show_path=False, show_time=False, markup=False, highlighter=NullHighlighter()
+        )
+        handler.setFormatter(logging.Formatter(f"{mark}%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {mark}%(message)s", "%H:%M:%S"))
     root.addHandler(handler)

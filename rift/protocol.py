@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rift.config import Config
+from omegaconf import OmegaConf
 
-BY_CRITICALITY = ("least_critical", "most_critical", "top_k")
+from rift.config import BY_CRITICALITY, CONF, Config
 
 # What the paper says (Sec. 3.3, 5.1), option by option. Where it says nothing, the published code's value.
 _ATTACK = {
@@ -42,6 +43,7 @@ PAPER: dict[str, Any] = {
             "norm": "l2",
             "epochs": 10,
             "batch_size": 512,
+            "shuffle": False,
             "optimizer": "momentum",
             "lr": 1.0,
             "momentum": 0.0,
@@ -85,6 +87,47 @@ def differences(config: Config) -> list[str]:
         if option.partition(".")[0] not in ("selection_attack", "evaluation_attack")
         or typed.get(f"attack.{option.partition('.')[2]}", "").partition(" ")[2] != text.partition(" ")[2]
     ]
+
+
+def departures(config: Config) -> list[str]:
+    """What the run does otherwise than its own protocol's file says, one sentence; none if it does nothing.
+
+    An experiment, or the command line, replaces a protocol's values: that must be seen.
+    """
+    own = protocol_settings(config.protocol.name, config)
+    ours = flat(asdict(config))
+    changed = [f"{name} = {ours[name]} ({own[name]})" for name in own if ours[name] != own[name]]
+    if not changed:
+        return []
+    return [f"protocol={config.protocol.name} is departed from: {', '.join(changed)}"]
+
+
+def protocol_settings(name: str, config: Config) -> dict[str, Any]:
+    """The options that a protocol's file sets, resolved for this run, by their dotted names."""
+    folder = CONF / "protocol"
+    tree = OmegaConf.load(folder / f"{name}.yaml")
+    attack: dict[str, Any] = {}
+    for entry in tree.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":  # the protocol that this one builds on
+            tree = OmegaConf.merge(OmegaConf.load(folder / f"{entry}.yaml"), tree)
+        elif not isinstance(entry, str):  # override /attack: CHOICE
+            attack = dict(OmegaConf.load(CONF / "attack" / f"{entry['override /attack']}.yaml"))
+            attack.pop("defaults", None)
+    for role in ("attack", "selection_attack", "evaluation_attack") if attack else ():
+        tree[role] = attack
+    # Its interpolations look at the run's own options, so they are resolved among them.
+    whole = OmegaConf.merge(asdict(config), tree)
+    set_here = flat(OmegaConf.to_container(tree, resolve=False)).keys()
+    resolved = flat(OmegaConf.to_container(whole, resolve=True))
+    return {option: resolved[option] for option in sorted(set_here - {"protocol.name"})}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their dotted names: `stage.at.epochs`, …"""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _differences(ours: dict[str, Any], paper: dict[str, Any], prefix: str) -> list[tuple[str, str]]:

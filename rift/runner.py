@@ -16,6 +16,7 @@ from rift.tracking import AXES, Tracker
 
 log = logging.getLogger(__name__)
 
+UNTOLD = ("tflops", "of_matmul_rate")  # kept with every row; for a log line they are too much
 PRODUCERS = {
     "at": "stage=at (or stage=rift, which runs everything), or give model.checkpoint=PATH",
     "mrc": "stage=mrc",
@@ -32,8 +33,9 @@ class Runner:
         name: of the job, for people; begins the names of the folders.
         session: given to the stages.
         store: where results live.
-        tracker: gets every metrics row, also those of reused results.
         smoke: kept apart from real results.
+        tracker: gets every metrics row, also those of reused results; None for a rehearsal, which finds out
+            whether all inputs are there or will be, and makes nothing.
         folders: the finished results so far, by section; `evaluate_at` and `evaluate_rift` are the two
             evaluations, otherwise a section is a stage.
     """
@@ -41,9 +43,14 @@ class Runner:
     name: str
     session: Session
     store: Store
-    tracker: Tracker
     smoke: bool
+    tracker: Tracker | None
     folders: dict[str, StageFolder] = field(default_factory=dict)
+
+    @property
+    def rehearsing(self) -> bool:
+        """Whether nothing is to be made."""
+        return self.tracker is None
 
     def obtain(
         self,
@@ -64,7 +71,7 @@ class Runner:
             needed: whether one that may not be made is an error.
 
         Returns:
-            Whether the result exists now; if so it is in `folders`.
+            Whether the result exists now (in a rehearsal: then); if so it is in `folders`.
 
         Raises:
             UserError: it is needed and missing, or it is damaged.
@@ -78,11 +85,12 @@ class Runner:
             raise UserError(
                 f"There is no finished '{stage}' result for these options: run {PRODUCERS[stage]} first."
             )
-        with folder.locked():
-            if folder.finished:
-                self._reuse(section, folder)
-            else:
-                self._make(section, folder, body)
+        if not self.rehearsing:
+            with folder.locked():
+                if folder.finished:
+                    self._reuse(section, folder)
+                else:
+                    self._make(section, folder, body)
         self.folders[section] = folder
         return True
 
@@ -94,13 +102,12 @@ class Runner:
     def _make(self, section: str, folder: StageFolder, body: Callable[[StageFolder], dict[str, Any]]) -> None:
         folder.begin()
         folder.on_row = lambda row: self._tell(section, row)
-        folder.on_restored = lambda rows: self._replay(section, rows)
+        folder.on_restored = lambda rows: self._go_on(section, rows)
         log.info("%s: %s", section, folder.path)
+        runtime = self.session.runtime
+        runtime.fallbacks.clear()  # a result tells its own
         began = time.monotonic()
         result = body(folder)
-        runtime = self.session.runtime
-        for sentence in runtime.fallbacks:
-            log.warning("%s", sentence)
         folder.finish(
             {
                 **result,
@@ -114,6 +121,12 @@ class Runner:
             }
         )
 
+    def _go_on(self, section: str, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            axis = "module" if "module" in rows[-1] else AXES[section]
+            log.info("%s: resumed, goes on after %s %s", section, axis, rows[-1][axis])
+        self._replay(section, rows)
+
     def _replay(self, section: str, rows: list[dict[str, Any]]) -> None:
         """Earlier rows, so that each job's tracker has the whole chain; a continued run has them."""
         for row in rows if not self.tracker.has_history else []:
@@ -123,6 +136,8 @@ class Runner:
         self.tracker.row(section, row)
         axis = AXES[section]
         numbers = [
-            f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float) and name != axis
+            f"{name} {value:.4g}"
+            for name, value in row.items()
+            if isinstance(value, float) and name not in (axis, *UNTOLD)
         ]
         log.info("%s %s: %s", section, row.get("module", row[axis]), ", ".join(numbers))

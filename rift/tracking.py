@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
+from http.client import HTTPException
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import wandb
 
+from rift.explain import exit_code
+
 log = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # seconds that W&B's server has to answer at all
+INIT_TIMEOUT = 30  # seconds that it then has to take up a run
 
 # Each stage's own horizontal axis.
 AXES = {
@@ -23,6 +33,15 @@ AXES = {
     "interpolate": "alpha",
     "evaluate_at": "run",
     "evaluate_rift": "run",
+}
+# What a curve leaves in the summary: its best value, where it is plain which one that is.
+_BEST = {
+    "train_loss": "min",
+    "train_robust_accuracy": "max",
+    "clean_accuracy": "max",
+    "robust_accuracy": "max",
+    "mrc": "min",
+    "robust_accuracy_drop": "min",
 }
 
 
@@ -47,8 +66,8 @@ class Tracker:
     def figures(self, paths: list[Path]) -> None:
         """PNG files."""
 
-    def close(self) -> None:
-        """After the last word."""
+    def close(self, code: int = 0) -> None:
+        """After the last word; `code` is what the job exits with."""
 
 
 def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
@@ -73,6 +92,7 @@ class WandbTracker(Tracker):
     def __init__(self, run: Any) -> None:
         self.run = run
         self.broken = False
+        self._defined: set[str] = set()
         self.where = Path(run.settings.sync_dir)
         self.has_history = bool(getattr(run, "resumed", False))
         for section, axis in AXES.items():
@@ -81,7 +101,18 @@ class WandbTracker(Tracker):
 
     @_forgiving
     def row(self, section: str, row: Mapping[str, Any]) -> None:
+        for name in row.keys() & _BEST:
+            self._leave_best(section, name)
         self.run.log({f"{section}/{name}": value for name, value in row.items()})
+
+    def _leave_best(self, section: str, name: str) -> None:
+        """W&B's patterns know no endings, so a curve is defined when it first appears."""
+        metric = f"{section}/{name}"
+        if metric not in self._defined:
+            self._defined.add(metric)
+            # Of several attack runs the worst counts.
+            best = "min" if section.startswith("evaluate_") else _BEST[name]
+            self.run.define_metric(metric, step_metric=f"{section}/{AXES[section]}", summary=best)
 
     @_forgiving
     def ranking(self, modules: list[dict[str, Any]]) -> None:
@@ -107,18 +138,55 @@ class WandbTracker(Tracker):
     def figures(self, paths: list[Path]) -> None:
         self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         try:
-            self.run.finish()
+            self.run.finish(exit_code=code)
         except Exception as error:  # see _forgiving
             log.warning("W&B could not close the run (%s); its metrics are in the result files", error)
+
+
+@contextmanager
+def ended(tracker: Tracker) -> Iterator[None]:
+    """Closes the tracker when the job ends, with the exit code that it ends with."""
+    code = 0
+    try:
+        yield
+    except BaseException as error:
+        code = exit_code(error)
+        raise
+    finally:
+        tracker.close(code)
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def is_reachable(url: str, patience: float = PATIENCE) -> bool:
+    """Whether any server answers at an address, whatever it says; known after `patience` seconds at most."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(url, method="HEAD"), timeout=patience):  # noqa: S310 (W&B's own address)
+                answers.append(True)
+        except HTTPError:
+            answers.append(True)
+        except (OSError, ValueError, HTTPException):
+            answers.append(False)
+
+    # In a thread, because looking up a name takes as long as it likes.
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return answers == [True]
 
 
 def has_credentials() -> bool:
     """Whether W&B would find a key in the environment or the netrc file; nobody is asked."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc  # W&B keeps the port
+    host = urlparse(_server()).netloc  # W&B keeps the port
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
         found = netrc.netrc(str(path)).authenticators(host)
@@ -138,15 +206,16 @@ def open_tracker(
     job: str,
     key: str,
     study: str,
+    job_type: str = "",
     config: Mapping[str, Any],
 ) -> Tracker:
     """The tracker that the configuration asks for; never asks anything back.
 
     Args:
         name: `wandb` or `none`.
-        mode: `auto`, `online` or `offline`; without credentials online is offline. `WANDB_MODE` wins over
-            auto.
-        project, entity, tags: W&B's.
+        mode: `auto`, `online` or `offline`; without credentials, or without a server in reach, online is
+            offline. `WANDB_MODE` wins over auto.
+        project, entity, tags, job_type: W&B's.
         folder: the job's; offline runs lie below its `wandb/`.
         job: the run's name for people.
         key: the run's id.
@@ -159,13 +228,13 @@ def open_tracker(
         mode = os.environ.get("WANDB_MODE", "online")
     if mode == "disabled":
         return Tracker()
-    if mode == "online" and not has_credentials():
-        mode = "offline"  # online, W&B would ask for a key, and wait
-        log.info("W&B: offline (no credentials found); `wandb sync` sends the run later")
+    if mode == "online" and (reason := _obstacle()):
+        mode = "offline"  # online, W&B would ask for a key, or try for minutes, and lose the run
+        log.info("W&B: offline (%s); `wandb sync` sends the run later", reason)
 
     def start(mode: str) -> Any:
         settings = wandb.Settings(
-            init_timeout=60, console="off", silent=True, disable_git=True, save_code=False
+            init_timeout=INIT_TIMEOUT, console="off", silent=True, disable_git=True, save_code=False
         )
         return wandb.init(
             project=project,
@@ -175,6 +244,7 @@ def open_tracker(
             id=key,
             name=job,
             group=study,
+            job_type=job_type or None,
             resume="allow",
             mode=mode,
             config=dict(config),
@@ -185,8 +255,18 @@ def open_tracker(
         return WandbTracker(start(mode))
     except Exception as error:  # no network, a wrong key, a full disk: the run matters more
         log.warning("W&B could not start %s (%s)", mode, str(error).splitlines()[0] if str(error) else error)
+    if mode == "offline":
+        return Tracker()
     try:
-        return WandbTracker(start("offline")) if mode != "offline" else Tracker()
+        wandb.teardown()  # else its service holds the id of the run that it could not start
+        return WandbTracker(start("offline"))
     except Exception as error:  # likewise
         log.warning("W&B could not start offline either (%s); metrics go to the result files alone", error)
         return Tracker()
+
+
+def _obstacle() -> str | None:
+    """Why W&B cannot be online here, if so."""
+    if not has_credentials():
+        return "no credentials found"
+    return None if is_reachable(_server()) else f"no answer from {_server()} in {PATIENCE:.0f} s"

@@ -55,7 +55,7 @@ def sweep(steps: int = 10) -> list[dict[str, float]]:
 def summary(**changes: Any) -> dict[str, Any]:
     """A full summary of ResNet18 on CIFAR-10; `changes` replace top-level entries, None removes one."""
     full = {
-        "format": 1,
+        "format": 2,
         "name": "resnet18-cifar10-pgd_at-s0",
         "key": "3f2a",
         "study": "default",
@@ -69,6 +69,7 @@ def summary(**changes: Any) -> dict[str, Any]:
             "name": "pgd10",
             "norm": "linf",
             "epsilon": "8/255",
+            "step_size": "2/255",
             "epsilon_value": 8 / 255,
             "steps": 10,
             "restarts": 3,
@@ -88,6 +89,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "differences": ["trained for 5 epochs, not 110"],
         "notes": ["the AT epoch was selected on the test set"],
         "overrides": {"stage.at.epochs": 5},
+        "options": {"stage.at.epochs": 5, "stage.finetune.lr": 0.001},
         "provenance": {"command": "python -m rift", "commit": "abc123", "dirty": True, "device": "cpu"},
         "wall_seconds": {"at": 10.2, "mrc": 3.0},
     }

@@ -57,7 +57,7 @@ def noisy_network(seed=0, channels=3):
         image_size=8,
         mean=[0.5] * channels,
         std=[0.25] * channels,
-        width=4,
+        width=8,
     )
     return network.eval()
 

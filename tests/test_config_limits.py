@@ -6,9 +6,10 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 from tiny_jobs import composed, config_of
 
-from rift.config import Config, number, to_config
+from rift.config import Config, to_config
 from rift.errors import UserError, choose_from
 from rift.explain import option_names, unknown_option
+from rift.limits import number
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,27 @@ def test_a_budget_is_not_negative():
         ("stage.at.selection_split=train", r"selection_split=train is not known"),
         ("stage.at.padding_mode=mirror", r"padding_mode=mirror"),
         ("stage.at.batch_size=0", r"batch_size=0"),
-        ("stage.at.lr=0", r"lr=0\.0 is not positive"),
+        ("stage.at.lr=0", r"stage\.at\.lr=0\.0 is no positive number: give one above 0"),
         ("stage.at.epochs=-1", r"epochs=-1"),
         ("stage.at.evaluate_every=0", r"stage\.at\.evaluate_every=0"),
+        ("stage.at.weight_decay=-1", r"stage\.at\.weight_decay=-1\.0 is too small: give 0 or more"),
+        ("stage.finetune.lr=-1", r"stage\.finetune\.lr=-1\.0 is no positive number"),
+        ("stage.finetune.lr=inf", r"stage\.finetune\.lr=inf is no positive number"),
+        ("stage.finetune.lr=nan", r"stage\.finetune\.lr=nan is no positive number"),
+        ("stage.finetune.momentum=1.5", r"stage\.finetune\.momentum=1\.5 is no share"),
+        ("stage.at.milestones=[0]", r"stage\.at\.milestones=0 is too small"),
+        ("stage.mrc.lr=-1", r"stage\.mrc\.lr=-1\.0 is no positive number"),
+        ("attack.epsilon=8", r"attack\.epsilon=8 is more than .* \[0, 1\] here: did you mean 8/255\?"),
+        ("attack.step_size=2", r"attack\.step_size=2 is more than .*: did you mean 2/255\?"),
+        ("attack.epsilon=1.5", r"attack\.epsilon=1\.5 is more than .*: write 8/255, say"),
+        ("seed=-1", r"seed=-1 is too small: give 0"),
+        ("runtime.threads=0", r"runtime\.threads=0 is too small: give 1"),
+        ("study=../../x", r"study=\.\./\.\./x is no plain folder name: .*output=FOLDER"),
+        ("study=a/b", r"study=a/b is no plain folder name"),
+        (
+            "model.name=resnet50",
+            r"model\.name=resnet50 would not change the network.*model=timm model\.name=",
+        ),
         ("stage.mrc.solver=newton", r"stage\.mrc\.solver=newton .*sgd, projected"),
         ("stage.mrc.split=trian", r"stage\.mrc\.split=trian .*did you mean 'train'"),
         ("stage.mrc.norm=l1", r"stage\.mrc\.norm=l1"),
@@ -80,6 +99,10 @@ def test_impossible_values_are_refused(override, words):
     with pytest.raises(UserError, match=words) as error:
         to_config(tree)
     assert "\n" not in str(error.value)
+
+
+def test_distances_under_l2_may_be_longer_than_a_pixel_s_range():
+    assert config_of("attack.norm=l2", "attack.epsilon=8", "attack.step_size=2").attack.epsilon == "8"
 
 
 def test_a_holdout_makes_its_split_choosable():

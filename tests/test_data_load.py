@@ -131,7 +131,6 @@ def test_splits_by_name_and_device():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"train_limit": 1439}, r"dataset.train_limit=1439 is more than the 1438 training images"),
         ({"test_limit": 9}, r"dataset.test_limit=9 is less than the 10 classes"),
         ({"holdout_fraction": 1.0}, "holdout_fraction=1"),
         ({"holdout_fraction": -0.1}, "holdout_fraction=-0.1"),
@@ -151,6 +150,19 @@ def test_options_that_do_not_fit_are_refused(options, words):
 def test_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'tiny_imagenet'"):
         load_dataset("tinyimagenet", root=".", mean=(0,), std=(1,))
+
+
+def test_limits_are_ceilings(toy):
+    assert len(toy([0, 1, 2, 0, 1, 2], train_limit=400).train) == 6
+    whole = toy([0, 1, 2, 0, 1, 2])
+    assert toy([0, 1, 2, 0, 1, 2], train_limit=7).identity == whole.identity
+
+
+def test_limits_can_be_kept_from_leaving_classes_without_images(toy):
+    labels = [0, 1, 2] * 4
+    assert len(toy(labels, train_limit=3, at_least_per_class=2).train) == 6
+    assert len(toy(labels, train_limit=8, at_least_per_class=2).train) == 8
+    assert len(toy(labels, train_limit=3, at_least_per_class=9).train) == 12
 
 
 @pytest.mark.parametrize(

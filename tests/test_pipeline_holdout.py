@@ -12,7 +12,7 @@ from rift.assembly import make_runtime, make_session
 from rift.data import Split
 from rift.explain import option_names
 from rift.pipeline import Pipeline
-from rift.protocol import PAPER, differences, selection_notes
+from rift.protocol import PAPER, departures, differences, selection_notes
 from rift.store import Store
 from rift.tracking import Tracker
 
@@ -33,7 +33,7 @@ def run(output, *overrides, change=lambda session: session):
     with restored_process():
         config = tiny_config(*HOLDOUT, *overrides, output=output)
         session = change(make_session(config, make_runtime(config)))
-        return Pipeline(config, session, Store(output / "store"), Tracker()).run()
+        return Pipeline(config, session, Store(output / "store")).run(Tracker())
 
 
 def with_test(test):
@@ -105,13 +105,24 @@ def test_a_smoke_run_works_under_every_protocol(tmp_path):
         with restored_process():
             config = tiny_config(f"protocol={protocol}", "smoke=true", "stage=at", output=tmp_path)
             session = make_session(config, make_runtime(config))
-            Pipeline(config, session, Store(tmp_path), Tracker()).run()
+            Pipeline(config, session, Store(tmp_path)).run(Tracker())
 
 
-def test_the_paper_s_own_set_up_differs_in_nothing_but_how_often_it_looks():
-    (only,) = differences(config_of())
-    assert only == "stage.at.evaluate_every = 5 (paper: 1)"
-    assert differences(config_of("stage.at.evaluate_every=1")) == []
+def test_the_paper_s_own_set_up_differs_in_nothing():
+    assert differences(config_of()) == []
+    assert departures(config_of()) == []
+
+
+def test_what_replaces_a_protocol_s_own_value_is_said():
+    (demo,) = departures(config_of("experiment=demo"))
+    assert demo.startswith("protocol=official is departed from: ")
+    assert "attack.step_size = 0.04 (2/225)" in demo and "stage.finetune.padding_mode = zeros" in demo
+    (typed,) = departures(config_of("protocol=holdout", "stage.interpolate.selection_split=test"))
+    assert typed == ("protocol=holdout is departed from: stage.interpolate.selection_split = test (holdout)")
+    for protocol in ("paper", "official", "holdout"):
+        for dataset in ("cifar10", "tiny_imagenet"):
+            config = config_of(f"protocol={protocol}", f"dataset={dataset}", "stage.finetune.epochs=4")
+            assert departures(config) == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +147,7 @@ def test_the_paper_s_own_set_up_differs_in_nothing_but_how_often_it_looks():
     ],
 )
 def test_each_departure_from_the_paper_is_said(override, expected):
-    assert differences(config_of(override, "stage.at.evaluate_every=1")) == expected
+    assert differences(config_of(override)) == expected
 
 
 def test_every_option_of_the_stages_is_compared():

@@ -15,7 +15,7 @@ from rift.errors import UserError
 from rift.job import job_key, run_job
 from rift.pipeline import Pipeline
 from rift.progress import set_up_logging
-from rift.store import Store
+from rift.store import StageFolder, Store
 from rift.tracking import Tracker
 
 STAGES = ("adversarial_training", "mrc_scan", "fine_tuning", "interpolation", "evaluation")
@@ -38,10 +38,11 @@ def process():
         yield
 
 
-def pipeline(output, *overrides, tracker=None) -> Pipeline:
+def run(output, *overrides, tracker=None) -> dict[str, StageFolder]:
+    """The finished folders of a tiny job, by section."""
     config = tiny_config(*overrides, output=output)
     session = make_session(config, make_runtime(config))
-    return Pipeline(config, session, Store(output / "store"), tracker or Tracker())
+    return Pipeline(config, session, Store(output / "store")).run(tracker or Tracker())
 
 
 def watch(patch) -> list[str]:
@@ -71,7 +72,7 @@ def first_run(tmp_path_factory):
     output = tmp_path_factory.mktemp("finished")
     with restored_process(), pytest.MonkeyPatch.context() as patch:
         calls = watch(patch)
-        return output, pipeline(output).run(), calls
+        return output, run(output), calls
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_the_same_command_again_does_nothing(finished, worked):
     output, first = finished
     times = {path: path.stat().st_mtime_ns for path in output.rglob("store/*/*/*")}
     tracker = Rows()
-    second = pipeline(output, tracker=tracker).run()
+    second = run(output, tracker=tracker)
     assert worked == []
     assert {name: folder.key for name, folder in second.items()} == {n: f.key for n, f in first.items()}
     assert {path: path.stat().st_mtime_ns for path in output.rglob("store/*/*/*")} == times
@@ -110,12 +111,12 @@ def test_the_same_command_again_does_nothing(finished, worked):
         "dataset.train_limit=180",
         "dataset.mean=[0.4]",
         "dataset.padding=2",
-        "model.width=6",
+        "model.width=12",
     ],
 )
 def test_what_training_depends_on_trains_again(finished, worked, override):
     output, first = finished
-    second = pipeline(output, override, "stage=at").run()
+    second = run(output, override, "stage=at")
     assert worked == ["adversarial_training"]
     assert second["at"].key != first["at"].key
 
@@ -132,7 +133,7 @@ def test_what_training_depends_on_trains_again(finished, worked, override):
 )
 def test_an_option_reruns_its_stage_and_what_follows(finished, worked, override, start, expected):
     output, first = finished
-    second = pipeline(output, override).run()
+    second = run(output, override)
     assert worked[: len(expected)] == expected
     changed = {name for name in ALL if second[name].key != first[name].key}
     assert changed and changed <= set(ALL[start:])
@@ -153,7 +154,7 @@ def test_an_option_reruns_its_stage_and_what_follows(finished, worked, override,
 )
 def test_where_and_how_it_runs_changes_no_key(finished, worked, override):
     output, first = finished
-    second = pipeline(output, override).run()
+    second = run(output, override)
     assert worked == []
     assert {name: folder.key for name, folder in second.items()} == {n: f.key for n, f in first.items()}
 
@@ -164,7 +165,7 @@ def test_a_target_by_another_name_is_the_same_result(finished, worked):
     (module,) = first["finetune"].result()["modules"]
     assert first["mrc"].result()["ranking"][0] == module
     for target in (module, "top_k"):
-        folders = pipeline(output, f"stage.finetune.target={target}", "stage.finetune.top_k=1").run()
+        folders = run(output, f"stage.finetune.target={target}", "stage.finetune.top_k=1")
         assert folders["finetune"].key == first["finetune"].key
     assert worked == []
 
@@ -172,7 +173,7 @@ def test_a_target_by_another_name_is_the_same_result(finished, worked):
 def test_an_evaluation_is_of_weights_whatever_they_are_called(finished):
     """θ_AT is evaluated once for all fine-tunings."""
     output, first = finished
-    second = pipeline(output, "stage.finetune.lr=0.03").run()
+    second = run(output, "stage.finetune.lr=0.03")
     assert second["evaluate_at"].path == first["evaluate_at"].path
     assert second["evaluate_rift"].path != first["evaluate_rift"].path
 
@@ -183,7 +184,7 @@ def test_an_evaluation_is_of_weights_whatever_they_are_called(finished):
 def test_stages_run_one_by_one_are_the_whole(finished, tmp_path, worked):
     last = None
     for stage in ("at", "mrc", "finetune", "interpolate", "evaluate"):
-        last = pipeline(tmp_path, f"stage={stage}").run()
+        last = run(tmp_path, f"stage={stage}")
     assert worked == [*STAGES, "evaluation"]
     assert set(last) == set(ALL)
     assert results_of(tmp_path) == {
@@ -206,39 +207,39 @@ def test_stages_run_one_by_one_are_the_whole(finished, tmp_path, worked):
 )
 def test_a_missing_input_is_named_with_what_makes_it(tmp_path, stages, missing, remedy):
     with pytest.raises(UserError, match=f"no finished '{missing}' result") as error:
-        pipeline(tmp_path, f"stage.run={stages}", "stage.at.epochs=1").run()
+        run(tmp_path, f"stage.run={stages}", "stage.at.epochs=1")
     assert remedy in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("target", ["all", "conv1"])
 def test_targets_that_need_no_ranking_need_no_scan(tmp_path, worked, target):
     stages = "stage.run=[at,finetune,interpolate,evaluate]"
-    folders = pipeline(tmp_path, stages, "stage.at.epochs=1", f"stage.finetune.target={target}").run()
+    folders = run(tmp_path, stages, "stage.at.epochs=1", f"stage.finetune.target={target}")
     assert "mrc" not in folders and "mrc_scan" not in worked
     assert folders["evaluate_rift"].finished
 
 
 def test_evaluation_without_fine_tuning_is_of_theta_at_alone(tmp_path):
-    folders = pipeline(tmp_path, "stage.run=[at,evaluate]", "stage.at.epochs=1").run()
+    folders = run(tmp_path, "stage.run=[at,evaluate]", "stage.at.epochs=1")
     assert set(folders) == {"at", "evaluate_at"}
 
 
 def test_a_damaged_input_is_refused_not_used(tmp_path):
-    folders = pipeline(tmp_path, "stage=at").run()
+    folders = run(tmp_path, "stage=at")
     path = folders["at"].path / "best.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"best\.safetensors is missing or damaged"):
-        pipeline(tmp_path, "stage=mrc").run()
+        run(tmp_path, "stage=mrc")
 
 
 def test_an_interrupted_stage_is_begun_again_or_gone_on_with(tmp_path, worked):
     """A folder without the completion mark is unfinished, whatever lies in it."""
-    first = pipeline(tmp_path, "stage=at").run()["at"]
+    first = run(tmp_path, "stage=at")["at"]
     weights = first.load("best")
     (first.path / "manifest.json").unlink()
-    second = pipeline(tmp_path, "stage=at").run()["at"]
+    second = run(tmp_path, "stage=at")["at"]
     assert worked == ["adversarial_training"] * 2
     assert second.finished and same_bits(second.load("best"), weights)
 
@@ -257,7 +258,7 @@ def checkpoint(finished, tmp_path):
 
 def test_a_checkpoint_is_theta_at_where_nothing_is_trained(checkpoint, finished, tmp_path, worked):
     path, state = checkpoint
-    folders = pipeline(tmp_path, "stage=from_checkpoint", f"model.checkpoint={path}").run()
+    folders = run(tmp_path, "stage=from_checkpoint", f"model.checkpoint={path}")
     assert set(folders) == set(ALL)
     for name in ("best", "last"):
         assert same_bits(folders["at"].load(name), state)
@@ -267,7 +268,7 @@ def test_a_checkpoint_is_theta_at_where_nothing_is_trained(checkpoint, finished,
         assert theirs[name] == ours[name]
     assert folders["mrc"].result()["ranking"] == finished[1]["mrc"].result()["ranking"]
     again = list(worked)
-    pipeline(tmp_path, "stage=mrc", f"model.checkpoint={path}").run()
+    run(tmp_path, "stage=mrc", f"model.checkpoint={path}")
     assert worked == again
 
 
@@ -278,7 +279,7 @@ def test_the_content_of_a_checkpoint_decides_not_its_place(checkpoint, tmp_path)
     other = tmp_path / "other.safetensors"
     save_tensors(other, state | {"fc.bias": state["fc.bias"] + 1})
     keys = [
-        pipeline(tmp_path, "stage=at", "stage.at.epochs=0", f"model.checkpoint={file}").run()["at"].key
+        run(tmp_path, "stage=at", "stage.at.epochs=0", f"model.checkpoint={file}")["at"].key
         for file in (path, moved, other)
     ]
     assert keys[0] == keys[1] != keys[2]
@@ -309,7 +310,7 @@ def key_of(config):
         ("runtime.precision=float32", True),  # what auto is on a CPU
         ("runtime.evaluation_precision=bfloat16", False),
         ("runtime.tf32=true", False),
-        ("model.width=6", False),
+        ("model.width=12", False),
     ],
 )
 def test_a_job_s_key_is_of_what_decides_its_result(override, same):
@@ -325,7 +326,7 @@ def test_the_job_s_folder_says_what_was_run_and_what_came_out(finished, capsys):
     assert {**again, "provenance": None} == {**summary, "provenance": None}
     summary = again
     (job,) = (output / "jobs" / "demo").iterdir()
-    assert job.name == f"resnet_small_w4-digits-pgd_at-s0-{key_of(config)}"
+    assert job.name == f"resnet_small_w8-digits-pgd_at-s0-{key_of(config)}"
     assert json.loads((job / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert json.loads((job / "config.json").read_text())["attack"]["epsilon"] == "0.15"
     for which in ("at", "rift"):

@@ -22,7 +22,7 @@ def jobs(tmp_path):
     for seed, clean in enumerate((0.80, 0.82)):
         at = accuracies(clean, 0.5, 0.49)
         write(root / "default", f"r{seed}", seed=seed, at=at, overrides={}, mrc=None, sweep=None)
-    write(root / "other", "lr", study="other", overrides={"stage.finetune.lr": 0.01}, mrc=None)
+    write(root / "other", "lr", study="other", options={"stage.finetune.lr": 0.01}, mrc=None)
     write(root / "default", "tried", smoke=True)
     return root
 

@@ -97,7 +97,7 @@ def test_markup_in_a_name_is_printed_as_it_is():
 def test_job_report_writes_the_page_and_both_figures(tmp_path):
     folder = write(tmp_path)
     report = job_report(folder)
-    assert "81.00 ± 0.39" in report["table"]
+    assert "81.00 ± 0.39" in report["page"].read_text()
     figures = [path.relative_to(folder).as_posix() for path in report["figures"]]
     assert figures == ["figures/mrc.png", "figures/mrc.pdf", "figures/alpha.png", "figures/alpha.pdf"]
     page = report["page"].read_text()

@@ -31,7 +31,7 @@ def test_missing_folder_is_a_user_error(tmp_path):
         ("{", "cannot be read"),
         ("\xff\xfe", "cannot be read"),
         ("[1]", "is not a job's summary"),
-        (json.dumps(summary(format=2)), "has format 2"),
+        (json.dumps(summary(format=1)), "has format 1"),
         (json.dumps(summary(model=None)), "no text under 'model'"),
         (json.dumps(summary(seed="0")), "no whole number under 'seed'"),
         (json.dumps(summary(at=[1])), "an object under 'at'"),

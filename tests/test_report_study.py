@@ -13,7 +13,7 @@ from rift.report.results import Job
 from rift.report.study import (
     jobs_frame,
     one_job_per_seed,
-    settings_text,
+    settings_texts,
     study_caption,
     study_cells,
     study_frame,
@@ -86,8 +86,7 @@ def test_one_seed_has_no_deviation():
         {"method": "trades"},
         {"protocol": "holdout"},
         {"target": "all"},
-        {"overrides": {"stage.finetune.lr": 0.01}},
-        {"overrides": {"experiment": "short"}},
+        {"options": {"stage.finetune.lr": 0.01}},
         {"attack": summary()["attack"] | {"name": "pgd20", "steps": 20}},
         {"smoke": True},
     ],
@@ -98,19 +97,29 @@ def test_different_settings_are_never_averaged(change):
     assert study_frame(kept)["n"].tolist() == [1, 1]
 
 
-def test_what_cannot_change_a_result_is_no_setting():
-    ignored = {
-        "seed": 1,
-        "logger": "none",
-        "logger.mode": "offline",
-        "dataset.root": "/x",
-        "model": "resnet18",
-    }
-    assert settings_text(ignored) == ""
-    lr = {"stage.finetune.lr": 0.01, "stage.at.schedule": [100, 105], "experiment": "short"}
-    assert settings_text(lr) == "experiment=short stage.at.schedule=[100, 105] stage.finetune.lr=0.01"
-    kept, _ = table([job("a"), job("b", seed=1, overrides={"seed": 1, "dataset.root": "/x"})])
+def test_what_was_typed_does_not_split_the_seeds():
+    typed = {"runtime.threads": "8", "dataset.root": "/x", "experiment": "short"}
+    kept, _ = table([job("a"), job("b", seed=1, overrides=typed)])
     assert study_frame(kept)["n"].tolist() == [2]
+
+
+def test_rows_are_told_apart_by_the_resolved_options_in_which_they_differ():
+    shared = {"stage.at.lr": 0.1, "attack.steps": 10, "evaluation_attack.steps": 10}
+    first = shared | {"stage.finetune.lr": 0.01, "stage.at.milestones": [100, 105]}
+    second = shared | {"stage.finetune.lr": 0.001, "stage.at.milestones": [5]}
+    assert settings_texts(["a", "a"], [first, second]) == [
+        "stage.at.milestones=[100, 105] stage.finetune.lr=0.01",
+        "stage.at.milestones=[5] stage.finetune.lr=0.001",
+    ]
+    assert settings_texts(["a", "b"], [first, second]) == ["", ""]  # another column tells them apart
+    assert settings_texts(["a", "a"], [first, first]) == ["", ""]
+
+
+def test_an_attack_that_follows_the_training_attack_is_no_setting_of_its_own():
+    three, ten = ({"attack.steps": n, "evaluation_attack.steps": n} for n in (3, 10))
+    assert settings_texts(["a", "a"], [three, ten]) == ["attack.steps=3", "attack.steps=10"]
+    other = three | {"evaluation_attack.steps": 20}
+    assert settings_texts(["a", "a"], [three, other]) == ["", "evaluation_attack.steps=20"]
 
 
 def test_the_same_seed_twice_warns_and_uses_the_newest():
@@ -160,5 +169,5 @@ def test_columns_without_content_are_left_out():
 def test_caption_names_the_attack_and_the_papers_tables():
     kept, _ = table([job("a"), job("b", method="trades")])
     caption = study_caption(kept)
-    assert "the worst run of pgd10, linf, 8/255, 10 steps, 3 runs" in caption
+    assert "the worst run of pgd10, linf, 8/255, step 2/255, 3 runs" in caption
     assert "Paper: Table 1; Table 2." in caption

@@ -80,7 +80,7 @@ def test_is_the_eval_mode_network(name, width, pairs, channels_last, shaken):
 
 
 def test_input_gradients_are_the_networks(shaken):
-    network = shaken(build("resnet_small", width=4)).double().eval()
+    network = shaken(build("resnet_small", width=8)).double().eval()
     twin, _ = crafted(network)
 
     def gradient(function):
@@ -91,7 +91,7 @@ def test_input_gradients_are_the_networks(shaken):
 
 
 def test_no_weight_requires_gradients(shaken):
-    network = shaken(build("resnet_small", width=4))
+    network = shaken(build("resnet_small", width=8))
     twin, _ = crafted(network)
     assert len(list(twin.parameters())) > 0
     assert not any(parameter.requires_grad for parameter in twin.parameters())
@@ -102,7 +102,7 @@ def test_no_weight_requires_gradients(shaken):
 
 
 def test_without_folding_it_is_the_network_bit_for_bit(shaken):
-    network = shaken(build("resnet_small", width=4))
+    network = shaken(build("resnet_small", width=8))
     twin, runtime = crafted(network, fold_batchnorm=False, channels_last=False)
     assert torch.equal(twin(images()), logits_in_eval_mode(network, images()))
     train_a_step(network, images())
@@ -114,7 +114,7 @@ def test_without_folding_it_is_the_network_bit_for_bit(shaken):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fold", [False, True])
 def test_refresh_takes_over_weights_and_statistics(precision, fold, shaken):
-    network = shaken(build("resnet_small", width=4))
+    network = shaken(build("resnet_small", width=8))
     twin, _ = crafted(network, precision, fold_batchnorm=fold)
     old = twin(images())
     addresses = {name: value.data_ptr() for name, value in twin.state_dict().items()}
@@ -136,7 +136,7 @@ def test_refresh_takes_over_weights_and_statistics(precision, fold, shaken):
 
 
 def test_the_network_is_left_as_found(shaken):
-    network = shaken(build("resnet_small", width=4))
+    network = shaken(build("resnet_small", width=8))
     network.layer1.eval()
     network.fc.requires_grad_(False)
     modes = [module.training for module in network.modules()]
@@ -200,7 +200,7 @@ def test_pixels_are_normalised_in_float32():
     """Adjacent grey levels that bfloat16 cannot tell apart stay apart where the deviation is small."""
     torch.manual_seed(0)
     network = build_model(
-        "resnet_small", num_classes=10, in_channels=1, image_size=8, mean=[0.8], std=[0.004], width=4
+        "resnet_small", num_classes=10, in_channels=1, image_size=8, mean=[0.8], std=[0.004], width=8
     )
     pixels = torch.tensor([0.8, 0.8 + 0.4 / 255]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
     assert pixels[0].bfloat16().equal(pixels[1].bfloat16())
@@ -376,7 +376,7 @@ def test_timm_networks_after_their_weights_have_moved(name, precision, shaken):
 
 @pytest.mark.slow
 def test_compiled_it_is_the_same_and_refreshes(shaken):
-    network = shaken(build("resnet_small", width=4))
+    network = shaken(build("resnet_small", width=8))
     twin, runtime = crafted(network, compile=True)
     for _ in range(2):
         right = logits_in_eval_mode(network, images())

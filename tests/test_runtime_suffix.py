@@ -62,7 +62,7 @@ def test_every_cut_is_the_network_in_value_and_gradient(name, width, shaken):
 
 
 def test_only_what_follows_the_module_is_computed_again():
-    network = build("resnet_small", width=4)
+    network = build("resnet_small", width=8)
     graph = FrozenGraph(network, RUNTIME)
     called = {
         module: {node.target for node in graph.cut(module).after.graph.nodes if node.op == "call_module"}
@@ -75,15 +75,15 @@ def test_only_what_follows_the_module_is_computed_again():
 
 
 def test_boundary_of_a_residual_block_holds_the_shortcut_too():
-    network, x = build("resnet_small", width=4), images()
+    network, x = build("resnet_small", width=8), images()
     graph = FrozenGraph(network, RUNTIME)
     assert [tuple(t.shape) for t in graph.cut("conv1").before(x)] == [(4, 3, 8, 8)]
-    assert [tuple(t.shape) for t in graph.cut("layer1.0.conv2").before(x)] == [(4, 4, 8, 8)] * 2
-    assert [tuple(t.shape) for t in graph.cut("fc").before(x)] == [(4, 32)]
+    assert [tuple(t.shape) for t in graph.cut("layer1.0.conv2").before(x)] == [(4, 8, 8, 8)] * 2
+    assert [tuple(t.shape) for t in graph.cut("fc").before(x)] == [(4, 64)]
 
 
 def test_whole_network_is_the_network_with_another_weight(shaken):
-    network, x = shaken(build("resnet_small", width=4)), images()
+    network, x = shaken(build("resnet_small", width=8)), images()
     whole = whole_network(network, "layer2.0.conv1")
     weight = moved_weight(whole, by=0.5)
     original = whole.weight.clone()

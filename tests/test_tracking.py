@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import struct
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +18,10 @@ from tiny_jobs import TINY, command
 from wandb.proto import wandb_internal_pb2
 
 from rift import tracking
+from rift.errors import UserError
 from rift.store import digest
-from rift.tracking import AXES, Tracker, WandbTracker, has_credentials, open_tracker
+from rift.summary import final_numbers
+from rift.tracking import AXES, Tracker, WandbTracker, ended, has_credentials, is_reachable, open_tracker
 
 OPTIONS = {
     "project": "rift",
@@ -131,14 +137,65 @@ def test_each_stage_has_its_own_axis(job):
         assert steps[f"{section}/*"] == f"{section}/{axis}"
 
 
-def test_the_summary_has_the_final_numbers(job):
+def test_the_summary_has_the_final_numbers_under_names_of_their_own(job):
     expected = json.loads(next(job.glob("jobs/demo/*/summary.json")).read_text())
-    _, found = history_and_summary(offline_file(job))
-    for which in ("at", "rift"):
-        for name, value in expected[which].items():
-            assert found[f"{which}/{name}"] == value
-    assert found["alpha"] == expected["alpha"]
-    assert found["target_modules"] == expected["target_modules"]
+    history, found = history_and_summary(offline_file(job))
+    at, rift, paired = expected["at"], expected["rift"], expected["paired"]
+    for which, numbers in (("at", at), ("rift", rift)):
+        assert found[f"final/{which}_clean"] == numbers["clean_accuracy"]
+        assert found[f"final/{which}_robust"] == numbers["robust_accuracy"]
+        assert found[f"final/{which}_robust_per_image"] == numbers["robust_accuracy_per_image"]
+    assert found["final/delta_clean"] == rift["clean_accuracy"] - at["clean_accuracy"]
+    assert found["final/delta_robust"] == rift["robust_accuracy"] - at["robust_accuracy"]
+    assert found["final/p_clean"] == paired["clean"]["p_value"]
+    assert found["final/p_robust_per_image"] == paired["robust"]["p_value"]
+    assert found["final/alpha"] == expected["alpha"]
+    assert found["final/modules"] == expected["target_modules"]
+    for section, seconds in expected["wall_seconds"].items():
+        assert found[f"seconds/{section}"] == seconds
+    curves = {name for entry in history for name in entry}
+    assert not {name for name in found if name.startswith(("final/", "seconds/"))} & curves
+
+
+def test_a_job_without_an_evaluation_has_the_final_numbers_that_there_are():
+    assert final_numbers({"wall_seconds": {"at": 3.0}, "at": {}}) == {"seconds/at": 3.0}
+
+
+def test_a_curve_leaves_its_best_value_not_its_last(job):
+    history, summary = history_and_summary(offline_file(job))
+    expected = {"at/robust_accuracy": max, "at/train_loss": min, "interpolate/clean_accuracy": max}
+    for name, best in expected.items():
+        values = [entry[name] for entry in history if name in entry]
+        (found,) = summary[name].values()
+        assert len(values) > 1 and found == best(values)
+    runs = [entry["evaluate_at/robust_accuracy"] for entry in history if "evaluate_at/run" in entry]
+    assert list(summary["evaluate_at/robust_accuracy"].values()) == [min(runs)]  # the worst run counts
+
+
+def test_the_run_is_typed_and_tagged_and_says_where_it_comes_from(job):
+    (run, *_) = [r.run for r in records(offline_file(job)) if r.WhichOneof("record_type") == "run"]
+    assert run.job_type == "rift"
+    assert list(run.tags) == ["official"]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["provenance"]["versions"]["torch"] and "commit" in config["provenance"]
+
+
+def exit_codes(output: Path) -> list[int]:
+    return [r.exit.exit_code for r in records(offline_file(output)) if r.WhichOneof("record_type") == "exit"]
+
+
+def test_a_run_that_was_finished_ends_with_zero(job):
+    assert exit_codes(job) == [0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("diverged"), 2), (KeyboardInterrupt(), 130), (ZeroDivisionError(), 1)]
+)
+def test_a_run_that_fails_ends_with_the_job_s_exit_code(tmp_path, error, code):
+    tracker = opened(tmp_path / "jobs" / "demo" / "x")
+    with pytest.raises(type(error)), ended(tracker):
+        raise error
+    assert exit_codes(tmp_path) == [code]
 
 
 def test_tables_charts_and_figures_are_in_it(job):
@@ -182,7 +239,7 @@ class FailingRun:
         if self.calls > self.good_calls:
             raise ConnectionError("the network is gone")
 
-    def finish(self):
+    def finish(self, exit_code):
         raise RuntimeError("service died")
 
 
@@ -224,6 +281,7 @@ def recorded(monkeypatch, *, failing=()):
 
 
 def opened(tmp_path, mode="auto", name="wandb"):
+    tmp_path.mkdir(parents=True, exist_ok=True)
     return open_tracker(name, mode=mode, folder=tmp_path, **OPTIONS)
 
 
@@ -251,6 +309,7 @@ def test_with_credentials_the_configuration_decides_then_the_environment(
     tmp_path, monkeypatch, mode, environment, expected
 ):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tracking, "is_reachable", lambda url: True)
     if environment is not None:
         monkeypatch.setenv("WANDB_MODE", environment)
     modes = recorded(monkeypatch)
@@ -258,11 +317,78 @@ def test_with_credentials_the_configuration_decides_then_the_environment(
     assert modes == [expected]
 
 
-def test_a_server_out_of_reach_means_offline(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def server():
+    """Opens a local server that answers HEAD, and everything else with a status of one's choice."""
+    servers = []
+
+    def serve(status: int) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                self.send_response(200 if self.command == "HEAD" else status)
+                self.end_headers()
+
+            do_HEAD = do_GET = do_POST = answer
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for one in servers:
+        one.shutdown()
+        one.server_close()
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_who_answers_is_reachable_whatever_the_answer(server):
+    assert is_reachable(server(500))
+    assert not is_reachable(closed_port())
+    assert not is_reachable("http://no-such-host.invalid")
+    assert not is_reachable("no address")
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        assert not is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=0.3)
+        assert time.monotonic() - began < 3
+
+
+def test_with_a_key_but_no_network_the_run_is_offline_in_seconds(tmp_path, monkeypatch, caplog):
+    """A compute node: the real W&B, whose server is out of reach."""
+    caplog.set_level(logging.INFO, logger="rift")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    modes = recorded(monkeypatch, failing=("online",))
-    assert isinstance(opened(tmp_path), WandbTracker)
-    assert modes == ["online", "offline"]
+    monkeypatch.setenv("WANDB_BASE_URL", closed_port())
+    tracker = opened(tmp_path / "jobs" / "demo" / "x")
+    tracker.row("at", {"epoch": 1, "clean_accuracy": 0.5})
+    tracker.close()
+    history, _ = history_and_summary(offline_file(tmp_path))
+    assert [entry["at/clean_accuracy"] for entry in history] == [0.5]
+    (said,) = [record.message for record in caplog.records if record.name.startswith("rift")]
+    assert "offline (no answer from http://127.0.0.1" in said and "wandb sync" in said
+
+
+def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
+    tmp_path, monkeypatch, caplog, server
+):
+    """W&B's service would hold the id of the run that it could not start."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server(404))
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT", 3)
+    tracker = opened(tmp_path / "jobs" / "demo" / "x")
+    assert isinstance(tracker, WandbTracker)
+    tracker.row("at", {"epoch": 1, "clean_accuracy": 0.5})
+    tracker.close()
+    assert offline_file(tmp_path).name == f"run-{OPTIONS['key']}.wandb"
+    assert len(history_and_summary(offline_file(tmp_path))[0]) == 1
     assert any("could not start online" in record.message for record in caplog.records)
 
 
@@ -270,6 +396,7 @@ def test_a_server_out_of_reach_means_offline(tmp_path, monkeypatch, caplog):
 def test_w_and_b_that_cannot_start_at_all_is_absent(tmp_path, monkeypatch, key):
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setattr(tracking, "is_reachable", lambda url: True)
     recorded(monkeypatch, failing=("online", "offline"))
     assert type(opened(tmp_path)) is Tracker
 

@@ -59,7 +59,7 @@ def make_session(digits, dtype, **runtime):
             image_size=8,
             mean=digits.mean,
             std=digits.std,
-            width=4,
+            width=8,
         )
         return network.to(dtype)
 

@@ -28,7 +28,7 @@ from rift.store import Store
 # Small enough that a stage takes a fraction of a second, and every mechanism is still used.
 TINY = (
     "experiment=demo",
-    "model.width=4",
+    "model.width=8",
     "dataset.train_limit=200",
     "dataset.test_limit=100",
     "logger=none",
@@ -81,7 +81,7 @@ def tiny_config(*overrides: str, output: Path | str = "/nonexistent"):
     return to_config(OmegaConf.merge(composed(*TINY, *groups), laid_over))
 
 
-def tiny_session(dataset, *, seed: int = 0, width: int = 4, **runtime) -> Session:
+def tiny_session(dataset, *, seed: int = 0, width: int = 8, **runtime) -> Session:
     """A session over `dataset` with a narrow network on the CPU, in float32."""
     machine = Runtime(torch.device("cpu"), **{"batch_size": 64, "cache_mib": 64, **runtime})
 

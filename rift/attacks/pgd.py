@@ -38,6 +38,13 @@ class Attack:
     keep: str = "last"
     batchnorm: str = "eval"
 
+    @property
+    def name(self) -> str:
+        """What people call it: `pgd10`; without a random start `bim10`, or `fgsm` if it is one full step."""
+        if self.random_start:
+            return f"pgd{self.steps}"
+        return "fgsm" if self.steps == 1 and self.step_size >= self.epsilon else f"bim{self.steps}"
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy per image, (B,)."""

@@ -7,6 +7,13 @@ import torch
 from rift.data.splits import Source, Split
 from rift.errors import UserError
 
+# ((C, H, W), classes) of the sets whose images are known by their name.
+SHAPES = {
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "tiny_imagenet": ((3, 64, 64), 200),
+    "digits": ((1, 8, 8), 10),
+}
 # (training images, test images) of sets whose size is fixed.
 OFFICIAL_COUNTS = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
 

@@ -43,6 +43,7 @@ def load_dataset(
     split_seed: int = 0,
     image_size: int | None = None,
     cache: str | Path | None = None,
+    at_least_per_class: int = 0,
 ) -> Dataset:
     """Reads and checks a data set; its tensors are on the CPU.
 
@@ -51,13 +52,14 @@ def load_dataset(
         root: the folder that holds the set's own folder (for `image_folder`, that holds `train` and `test`).
         download: fetch the set into `root` if it is not there, where it can be fetched.
         mean, std: of the images in [0, 1], one number for each channel.
-        train_limit, test_limit: use only that many images, the first of each class, as evenly over the
+        train_limit, test_limit: use at most that many images, the first of each class, as evenly over the
             classes as can be; the same ones whatever the seeds. None for all.
         holdout_fraction: in [0, 1): part of each class of the (limited) training set to set aside; if it is
             not 0, at least one image of each.
         split_seed: chooses the images set aside; nothing else depends on it.
         image_size: side in pixels to resize and crop to, for `image_folder` only.
         cache: folder for decoded images; `<root>/.rift-cache` if None.
+        at_least_per_class: limits that would leave fewer images of each class on average are raised.
 
     Returns:
         The data set. Its `identity` holds `name`, `shape`, `classes`, `counts` of each split, `sha256` of the
@@ -85,8 +87,9 @@ def load_dataset(
     _check_normalisation(name, mean, std, channels)
 
     num_classes = len(source.classes)
-    train = _limited(source.train, train_limit, num_classes, "dataset.train_limit", "training")
-    test = _limited(source.test, test_limit, num_classes, "dataset.test_limit", "test")
+    least = at_least_per_class * num_classes
+    train = _limited(source.train, train_limit, num_classes, "dataset.train_limit", least)
+    test = _limited(source.test, test_limit, num_classes, "dataset.test_limit", least)
     sums = {"train": _digest(train.images, train.labels), "test": _digest(test.images, test.labels)}
     holdout = None
     if holdout_fraction > 0:
@@ -124,13 +127,10 @@ def _check_normalisation(name: str, mean: Sequence[float], std: Sequence[float],
         raise UserError(f"dataset.std={list(std)} must be above 0 for every channel.")
 
 
-def _limited(split: Split, limit: int | None, num_classes: int, option: str, what: str) -> Split:
-    if limit is None:
+def _limited(split: Split, limit: int | None, num_classes: int, option: str, least: int) -> Split:
+    if limit is None or max(limit, least) >= len(split):
         return split
-    if limit > len(split):
-        raise UserError(
-            f"{option}={limit} is more than the {len(split)} {what} images: lower it or leave it unset."
-        )
+    limit = max(limit, least)
     if limit < num_classes:
         raise UserError(
             f"{option}={limit} is less than the {num_classes} classes: use at least one image of each."

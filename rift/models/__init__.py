@@ -2,6 +2,15 @@
 
 from rift.models.checkpoint_import import load_foreign_checkpoint
 from rift.models.modules import scannable_modules
-from rift.models.registry import MODELS, build_model
+from rift.models.normalisation_check import check_normalisation
+from rift.models.registry import MODELS, build_model, network_name, own_width
 
-__all__ = ["MODELS", "build_model", "load_foreign_checkpoint", "scannable_modules"]
+__all__ = [
+    "MODELS",
+    "build_model",
+    "check_normalisation",
+    "load_foreign_checkpoint",
+    "network_name",
+    "own_width",
+    "scannable_modules",
+]

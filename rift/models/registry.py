@@ -26,6 +26,29 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def network_name(family: str, *, timm_name: str | None, width: int | None, pretrained: bool) -> str:
+    """What results call a network; two networks that differ never share a name.
+
+    Args:
+        family: one of `MODELS`; it alone is a network of the paper.
+        timm_name, width, pretrained: as for `build_model`.
+
+    Returns:
+        `resnet18`, `resnet18_w16`, `wrn34_5`, `timm_resnet18_pretrained`, …
+    """
+    if family == "timm":
+        return f"timm_{timm_name}" + ("_pretrained" if pretrained else "")
+    own = own_width(family)
+    if width in (None, own):
+        return family
+    return f"{family.removesuffix(str(own))}{width}" if family.startswith("wrn") else f"{family}_w{width}"
+
+
+def own_width(family: str) -> int | None:
+    """The width that a family of networks has if none is given; None where there is no such option."""
+    return getattr(MODELS.get(family), "keywords", {}).get("width")
+
+
 def build_model(
     name: str,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rift.report.job import job_frame, job_title, print_job_table
+from rift.report.job import job_frame, job_title, print_job, print_job_table
 from rift.report.page import job_report
 from rift.report.results import Job, read_jobs, read_summary
 from rift.report.study import jobs_frame, one_job_per_seed, study_frame
@@ -14,6 +14,7 @@ __all__ = [
     "job_title",
     "jobs_frame",
     "one_job_per_seed",
+    "print_job",
     "print_job_table",
     "read_jobs",
     "read_summary",

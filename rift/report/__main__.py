@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from rift.errors import UserError, choose_from
-from rift.report.job import print_job_table
+from rift.report.job import print_job
 from rift.report.page import job_figures
 from rift.report.results import Job, read_jobs
 from rift.report.study import (
@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _write(kept, options.output, options.format or "all")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a file in the way, a full or read-only disk
+        where = f"--output={options.output}" if options.output else "a result"
+        print(f"error: {where} cannot be used ({error}); give another folder", file=sys.stderr)
         return 2
     return 0
 
@@ -92,7 +96,7 @@ def _show(jobs: pd.DataFrame, form: str) -> None:
     if form == "terminal":
         console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
         if len(jobs) == 1:  # one job has more to say than a row of means over one seed
-            print_job_table(console, jobs["job"].iloc[0].summary)
+            print_job(console, jobs["job"].iloc[0].summary)
             return
         console.print(rich_table(study_cells(jobs, stacked=True), _TITLE, text_columns=2, gap=1))
         console.print(study_caption(jobs), style="dim", markup=False)

@@ -23,10 +23,10 @@ def job_title(summary: dict[str, Any]) -> str:
 
 
 def attack_text(summary: dict[str, Any]) -> str:
-    """`pgd10, linf, 8/255, 10 steps`, as far as the summary says."""
+    """`pgd10, linf, 8/255, step 2/255`, as far as the summary says."""
     attack = summary.get("attack") or {}
     parts = [attack.get("name"), attack.get("norm"), attack.get("epsilon")]
-    parts += [f"{attack['steps']} steps"] if attack.get("steps") is not None else []
+    parts += [f"step {attack['step_size']}"] if attack.get("step_size") is not None else []
     return ", ".join(str(part) for part in parts if part is not None) or MISSING
 
 
@@ -76,6 +76,56 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def is_evaluated(summary: dict[str, Any]) -> bool:
+    """Whether the summary has final numbers."""
+    return bool(summary.get("at") or summary.get("rift"))
+
+
+def training_text(summary: dict[str, Any]) -> str | None:
+    """How good θ_AT looked when its epoch was chosen; None if the summary does not say."""
+    training = summary.get("training") or {}
+    best = training.get("best") or {}
+    if "robust_accuracy" not in best:
+        return None
+    epoch = f"epoch {best['epoch']} of {training['epochs']}" if training.get("epochs") else "as given"
+    clean, robust = (number(100 * best[f"{kind}_accuracy"]) for kind in ("clean", "robust"))
+    how = f"{training['attack']}, one run, {training['selection_split']} split"
+    return f"θ_AT ({epoch}): clean {clean} %, robust {robust} % ({how})."
+
+
+def ranking_frame(summary: dict[str, Any]) -> pd.DataFrame:
+    """The scanned modules as finished cells, least critical first."""
+    return pd.DataFrame(
+        {
+            "module": entry["module"],
+            "rank": str(entry.get("rank", MISSING)),
+            "MRC": number(entry["mrc"], 4),
+            "robust accuracy drop (points)": number(100 * entry["robust_accuracy_drop"]),
+        }
+        for entry in sorted(summary["mrc"], key=lambda entry: entry["mrc"])
+    )
+
+
+def print_job(console: Console, summary: dict[str, Any]) -> None:
+    """Prints what a job has found, however far it went: the final table, or training, ranking and α*."""
+    if is_evaluated(summary):
+        print_job_table(console, summary)
+        return
+    console.print(Text(job_title(summary), style="bold"))
+    if training := training_text(summary):
+        _print_indented(console, training)
+    if summary.get("mrc"):
+        console.print(rich_table(ranking_frame(summary), "Robust criticality, least critical module first"))
+    chosen = [p for p in summary.get("sweep") or [] if p["alpha"] == summary.get("alpha")]
+    for point in chosen:
+        _print_indented(
+            console,
+            f"α* = {number(point['alpha'])}: clean {number(100 * point['clean_accuracy'])} %, robust "
+            f"{number(100 * point['robust_accuracy'])} % on the selection split.",
+        )
+    _print_notes(console, summary)
+
+
 def print_job_table(console: Console, summary: dict[str, Any]) -> None:
     """Prints the job's table and, below it, how the run differs from the paper and its notes.
 
@@ -89,6 +139,10 @@ def print_job_table(console: Console, summary: dict[str, Any]) -> None:
     console.print(rich_table(frame, job_title(summary), gap=1 if narrow else 2))
     for line in job_explanations(summary):
         _print_indented(console, line, style="dim")
+    _print_notes(console, summary)
+
+
+def _print_notes(console: Console, summary: dict[str, Any]) -> None:
     differences = summary.get("differences") or []
     if differences:
         _print_indented(console, "How this run differs from the paper's protocol:")

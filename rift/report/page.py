@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from rift.report.cells import MISSING, number
 from rift.report.figures import alpha_figure, mrc_figure, save_figure
-from rift.report.job import SMOKE_MARK, job_explanations, job_frame, job_title, print_job_table
+from rift.report.job import SMOKE_MARK, is_evaluated, job_explanations, job_frame, job_title, training_text
 from rift.report.results import SUMMARY_FILE, read_summary
 from rift.report.tables import markdown_table
-
-_TEXT_WIDTH = 100
 
 
 def job_report(job_folder: Path) -> dict[str, Any]:
@@ -24,8 +20,7 @@ def job_report(job_folder: Path) -> dict[str, Any]:
     Figures of stages that did not run are left out.
 
     Returns:
-        `table`: what a terminal shows, as plain text; `page`: the path of `report.md`; `figures`: the
-        paths of the figures, PNG and PDF.
+        `page`: the path of `report.md`; `figures`: the paths of the figures, PNG and PDF.
 
     Raises:
         UserError: the folder holds no readable `summary.json`.
@@ -35,7 +30,7 @@ def job_report(job_folder: Path) -> dict[str, Any]:
     page = job_folder / "report.md"
     pngs = [figure.relative_to(job_folder) for figure in figures if figure.suffix == ".png"]
     page.write_text(job_markdown(summary, pngs), encoding="utf-8")
-    return {"table": job_text(summary), "page": page, "figures": figures}
+    return {"page": page, "figures": figures}
 
 
 def job_figures(summary: dict[str, Any], folder: Path, prefix: str = "") -> list[Path]:
@@ -48,19 +43,14 @@ def job_figures(summary: dict[str, Any], folder: Path, prefix: str = "") -> list
     return paths
 
 
-def job_text(summary: dict[str, Any]) -> str:
-    """What `print_job_table` shows, as plain text."""
-    console = Console(file=io.StringIO(), width=_TEXT_WIDTH, color_system=None)
-    print_job_table(console, summary)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n") + "\n"
-
-
 def job_markdown(summary: dict[str, Any], figures: list[Path]) -> str:
     """The whole page; `figures` are paths relative to it."""
     parts = [f"# {job_title(summary)}"]
     if summary.get("smoke"):
         parts.append(f"**{SMOKE_MARK[0].upper()}{SMOKE_MARK[1:]}.**")
-    parts += [markdown_table(job_frame(summary)), " ".join(job_explanations(summary))]
+    if is_evaluated(summary):
+        parts += [markdown_table(job_frame(summary)), " ".join(job_explanations(summary))]
+    parts += [text] if (text := training_text(summary)) else []
     if summary.get("differences"):
         parts += ["## How this run differs from the paper's protocol", _bullets(summary["differences"])]
     if summary.get("notes"):

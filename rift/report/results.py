@@ -12,9 +12,11 @@ from typing import Any
 from rift.errors import UserError
 
 SUMMARY_FILE = "summary.json"
-FORMAT = 1
+FORMAT = 2
 _TEXTS = ("name", "model", "dataset", "method")
-_OBJECTS = ("attack", "at", "rift", "paired", "overrides", "provenance", "wall_seconds")
+_OBJECTS = (
+    "attack", "at", "rift", "paired", "overrides", "options", "training", "provenance", "wall_seconds",
+)  # fmt: skip
 _ACCURACIES = ("clean_accuracy", "robust_accuracy", "robust_accuracy_per_image")
 _ROWS = {
     "mrc": ("module", ("mrc", "robust_accuracy_drop")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,26 +20,46 @@ _METRICS = {
     "robust_per_image": "robust_accuracy_per_image",
 }
 _MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift", "delta")] + ["alpha"]
-# What a command may change without changing what is measured, or what has a column of its own.
-_NO_SETTING = {
-    "seed", "study", "smoke", "stage", "model", "dataset", "method", "protocol", "attack", "logger", "hydra",
-    "output", "dataset.root", "dataset.download", "dataset.cache", "runtime.device", "runtime.workers",
-    "stage.finetune.target",
+# Options that a column of its own tells.
+_TOLD = {
+    "model.family", "model.name", "model.width", "model.pretrained", "dataset.name", "method.name",
+    "protocol.name", "smoke", "stage.finetune.target", "stage.finetune.top_k",
 }  # fmt: skip
-_NO_SETTING_GROUPS = ("logger.", "hydra.", "output.")
+_FOLLOWING = ("selection_attack.", "evaluation_attack.")
 
 
-def settings_text(overrides: dict[str, Any] | None) -> str:
-    """The overrides that tell two rows of a sweep apart, `stage.finetune.lr=0.01`, in a fixed order."""
-    kept = {
-        key: value
-        for key, value in (overrides or {}).items()
-        if key not in _NO_SETTING and not key.startswith(_NO_SETTING_GROUPS)
-    }
-    return " ".join(
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in sorted(kept.items())
-    )
+def settings_texts(settings: Sequence[Hashable], options: Sequence[dict[str, Any]]) -> list[str]:
+    """For each job, the resolved options in which it differs from others of the same setting.
+
+    Args:
+        settings: what the other columns say of each job.
+        options: every option of each job by its dotted name, seed and machine left out.
+
+    Returns:
+        `stage.finetune.lr=0.01`, several in a fixed order, or nothing.
+    """
+    values: dict[Hashable, dict[str, set[str]]] = {}
+    for setting, own in zip(settings, options, strict=True):
+        for name in own.keys() - _TOLD:
+            values.setdefault(setting, {}).setdefault(name, set()).add(_shown(own[name]))
+    return [
+        " ".join(
+            f"{name}={_shown(own.get(name))}"
+            for name, found in sorted(values.get(setting, {}).items())
+            if len(found) > 1 and not _follows(name, own)
+        )
+        for setting, own in zip(settings, options, strict=True)
+    ]
+
+
+def _follows(name: str, options: dict[str, Any]) -> bool:
+    """An attack's role that has the training attack's value says nothing of its own."""
+    option = name.partition(".")[2]
+    return name.startswith(_FOLLOWING) and options.get(name) == options.get(f"attack.{option}")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
@@ -55,7 +75,6 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
         record |= {
             "target": canonical_target(summary),
             "attack": attack_text(summary) + (f", {restarts} runs" if restarts else ""),
-            "settings": settings_text(summary.get("overrides")),
             "smoke": bool(summary.get("smoke")),
         }
         for metric, key in _METRICS.items():
@@ -71,6 +90,11 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
             "job": job,
         }
         records.append(record)
+    others = [name for name in SETTING if name != "settings"]
+    settings = [tuple(record[name] for name in others) for record in records]
+    options = [record["job"].summary.get("options") or {} for record in records]
+    for record, text in zip(records, settings_texts(settings, options), strict=True):
+        record["settings"] = text
     columns = [*SETTING, "seed", *_MEASURED, "name", "key", "folder", "written", "job"]
     frame = pd.DataFrame(records, columns=columns)
     frame[_MEASURED] = frame[_MEASURED].astype(float)

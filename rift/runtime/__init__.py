@@ -1,7 +1,14 @@
 """Device, precision, modes, and the fast forms of a network that the inner loops run through."""
 
 from rift.runtime.crafting import CraftingNetwork
-from rift.runtime.device import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
+from rift.runtime.device import (
+    Runtime,
+    choose_device,
+    choose_precision,
+    computes_bfloat16,
+    seed_everything,
+    set_global_switches,
+)
 from rift.runtime.graphs import gradient_pass, graphed
 from rift.runtime.modes import batchnorm_layers, borrowed
 
@@ -12,6 +19,7 @@ __all__ = [
     "borrowed",
     "choose_device",
     "choose_precision",
+    "computes_bfloat16",
     "gradient_pass",
     "graphed",
     "seed_everything",

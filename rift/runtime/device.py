@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import platform
 import random
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from rift.errors import UserError
 from rift.randomness import derive_seed
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -29,14 +32,15 @@ class Runtime:
         precision: of crafting during training and of the training step.
         evaluation_precision: of crafting for accuracies that are reported or chosen by, and of the scan's
             adversarial examples. Verdicts and MRC values are always computed in float32.
-        channels_last: memory format of images and convolutions.
+        channels_last: memory format of images and convolutions; off from the first network on that a CPU
+            cannot train in it, see `place`.
         fold_batchnorm: craft through a twin with BatchNorm folded into the convolutions.
         cuda_graphs: replay the whole attack, and the passes of a training step, as one CUDA graph each.
         compile: compile the crafting network and the training step with `torch.compile`.
         batch_size: images per batch wherever no weights are updated (evaluation, crafting for the scan).
         cache_mib: bound of the MRC scan's activation cache in MiB; None is a third of what the GPU has free
             at the time, and 4096 on a CPU.
-        fallbacks: what could not be done as asked, one sentence each; stored with every result.
+        fallbacks: what the present stage could not do as asked, one sentence each; stored with its result.
     """
 
     device: torch.device
@@ -49,14 +53,27 @@ class Runtime:
     batch_size: int = 512
     cache_mib: int | None = None
     fallbacks: list[str] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set, repr=False)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Moves a network to the device and into the memory format; in place."""
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        """Moves a network to the device and into the memory format; in place.
+
+        On a CPU a network with narrow strided 1×1 convolutions, and so its images, stay row-major.
+        """
+        if self.device.type == "cpu" and any(map(_overruns_in_channels_last, network.modules())):
+            self.channels_last = False
         for module in network.to(self.device).modules():
             if isinstance(module, nn.Conv2d):  # a whole network may hold 5-D buffers, which torch refuses
-                module.to(memory_format=memory_format)
+                module.to(memory_format=self._memory_format)
         return network
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The images in the memory format."""
+        return images.contiguous(memory_format=self._memory_format)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def autocast(self) -> AbstractContextManager[object]:
         """The training step's precision."""
@@ -79,9 +96,12 @@ class Runtime:
         return 4096
 
     def fall_back(self, sentence: str) -> None:
-        """Records, once, that something was not done as asked."""
+        """Records that something was not done as asked, and says it the first time."""
         if sentence not in self.fallbacks:
             self.fallbacks.append(sentence)
+        if sentence not in self._said:
+            self._said.add(sentence)
+            log.warning("%s", sentence)
 
     def describe(self) -> dict[str, object]:
         """Device and software facts for a result file."""
@@ -99,6 +119,20 @@ class Runtime:
             "tf32": torch.backends.cuda.matmul.allow_tf32,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }
+
+
+def _overruns_in_channels_last(module: nn.Module) -> bool:
+    """Whether torch would write beyond the weight's gradient, and abort, on a CPU with AVX2 alone.
+
+    A fault of torch 2.10 to 2.15 (oneDNN issue 6035), with weight or input in channels-last; other CPUs are
+    spared, but their results should not be another layout's.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels // module.groups < 8
+    )
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -128,9 +162,25 @@ def choose_device(wanted: str) -> torch.device:
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the device computes it natively and fast (CUDA), float32 elsewhere."""
     if wanted == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = device.type == "cuda" and computes_bfloat16(device)
         return torch.bfloat16 if fast else torch.float32
     return DTYPES[wanted]
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them it is far slower than float32.
+
+    True where it cannot be told, which is on CPUs other than x86.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    # What oneDNN was told to leave alone it does not use; its names for what knows bfloat16 end so.
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "DEFAULT")).upper()
+    if allowed != "DEFAULT" and not allowed.endswith(("_BF16", "_FP16", "_AMX")):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def set_global_switches(*, tf32: bool, deterministic: bool, threads: int | None) -> None:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from rift.attacks import Attack, pgd, random_start
@@ -23,6 +22,7 @@ from rift.runtime import CraftingNetwork, graphed
 from rift.runtime.device import DTYPES
 from rift.stages.scanned_network import ScannedNetwork, View
 from rift.stages.session import Session
+from rift.stages.training import make_optimizer
 from rift.store import StageFolder
 
 
@@ -58,7 +58,8 @@ def mrc_scan(
         lambda _, x: network(x), images.new_empty(0), plain_batches(images, labels, options.batch_size)
     )
     precision = DTYPES[options.precision]
-    scanned = ScannedNetwork(network, images, labels, options.batch_size, precision, session.runtime)
+    orders = ("scan shuffle", session.seed) if options.shuffle else None
+    scanned = ScannedNetwork(network, images, labels, options.batch_size, precision, session.runtime, orders)
     with measured("mrc", len(names), "modules") as meter:
         meter.advance(len(rows))
         for index, name in enumerate(names[len(rows) :], start=len(rows)):
@@ -143,14 +144,7 @@ def make_solver(options: MRCConfig) -> Solver:
     """The configuration as a solver."""
 
     def optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return create_optimizer_v2(
-            list(parameters),
-            opt=options.optimizer,
-            lr=options.lr,
-            momentum=options.momentum,
-            weight_decay=0.0,
-            filter_bias_and_bn=False,
-        )
+        return make_optimizer(parameters, options, "mrc")
 
     return Solver(
         options.solver,

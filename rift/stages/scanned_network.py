@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from rift.criticality import Batch, Logits
+from rift.randomness import permutation
 from rift.runtime import Runtime
 from rift.runtime.activations import ActivationCache, lowered
 from rift.runtime.crafting import AGREEMENT, relative_difference
@@ -49,6 +51,8 @@ class ScannedNetwork:
         batch_size: of the scan.
         precision: of the search; values always come from the network's own.
         runtime: bound of the cache, memory format.
+        orders: what the random orders of the search's batches derive from, new in each pass as in the
+            published code; None for the order given, whose activations can be kept.
     """
 
     def __init__(
@@ -59,8 +63,10 @@ class ScannedNetwork:
         batch_size: int,
         precision: torch.dtype,
         runtime: Runtime,
+        orders: tuple[int | str, ...] | None = None,
     ) -> None:
         self._network, self._runtime, self._precision = network, runtime, precision
+        self._images, self._labels, self._batch_size, self._orders = images, labels, batch_size, orders
         self._sample = images[:CHECKED]
         with torch.no_grad():
             self._reference = network(self._sample).float()
@@ -74,15 +80,33 @@ class ScannedNetwork:
         sample = self._sample, self._reference
         cut, boundary = checked_cut(self._graph, self._network, name, *sample, self._runtime)
         low = self._lowered_after(name, cut, boundary)
-        self._cache.enter(cut, None if low is None else self._precision)
+        precision = None if low is None else self._precision
+        self._cache.enter(cut, precision)
+        search_passes = self._cache.passes
+        if self._orders is not None:
+            passed = count()
+
+            def search_passes() -> Iterator[Batch]:
+                return self._shuffled_pass(cut, precision, (*self._orders, name, next(passed)))
+
         return View(
             cut.weight,
             cut.after,
             self._cache.exact_passes,
             low or cut.after,
-            self._cache.passes,
+            search_passes,
             self._cache.cached,
         )
+
+    def _shuffled_pass(
+        self, cut: Cut, precision: torch.dtype | None, order: tuple[int | str, ...]
+    ) -> Iterator[Batch]:
+        """A pass over batches of another mixture, computed from the images: what is kept is of fixed ones."""
+        for part in permutation(order, len(self._labels)).to(self._labels.device).split(self._batch_size):
+            images = self._runtime.laid_out(self._images[part])
+            with torch.no_grad():
+                boundary = lowered(cut.before(images), precision)
+            yield boundary, self._labels[part]
 
     @torch.no_grad()
     def _lowered_after(self, name: str, cut: Cut, boundary: tuple[Tensor, ...]) -> Logits | None:

@@ -12,38 +12,44 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from rift.config import TrainingConfig
+from rift.config import MRCConfig, TrainingConfig
 from rift.errors import UserError
 from rift.runtime import Runtime
 from rift.store import StageFolder
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], options: TrainingConfig, stage: str
+    parameters: Iterable[Tensor], options: TrainingConfig | MRCConfig, stage: str
 ) -> torch.optim.Optimizer:
     """Any optimiser of timm by name; weight decay on every parameter, as the published AT code has it.
 
     Raises:
         UserError: timm knows no such optimiser, or it takes no such options.
     """
+    training = isinstance(options, TrainingConfig)
     # timm's `momentum` is torch's SGD without Nesterov; the fused kernel computes the same update.
-    fused = {"fused": True} if options.optimizer in ("sgd", "momentum") else {}
+    fused = {"fused": True} if training and options.optimizer in ("sgd", "momentum") else {}
     try:
         return create_optimizer_v2(
             list(parameters),
             opt=options.optimizer,
             lr=options.lr,
-            weight_decay=options.weight_decay,
+            weight_decay=options.weight_decay if training else 0.0,
             momentum=options.momentum,
             filter_bias_and_bn=False,
             **fused,
         )
     except (ValueError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"stage.{stage}.optimizer={options.optimizer} cannot be used ({reason}): take one of timm's, "
-            "such as momentum or adamw."
-        ) from error
+        raise no_optimizer(options, stage, error) from error
+
+
+def no_optimizer(options: TrainingConfig | MRCConfig, stage: str, error: Exception) -> UserError:
+    """The sentence for an optimiser that cannot be made, or that cannot take a step."""
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    return UserError(
+        f"stage.{stage}.optimizer={options.optimizer} cannot be used ({reason}): take one of timm's, "
+        "such as momentum or adamw."
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingConfig, stage: str) -> Scheduler | None:

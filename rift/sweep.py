@@ -1,0 +1,170 @@
+"""A sweep as a whole: what its jobs vary, how each of them ended, and the table at its end.
+
+The jobs may run in other processes, on other machines even. So each leaves a line in a folder of the sweep,
+whose place they inherit in an environment variable; the folder goes when the table has been shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+
+from rift.errors import JobFailed
+from rift.explain import EXPECTED, explain
+
+VARIABLE = "RIFT_SWEEP"
+_PLAN = "plan.json"
+_NAMED_ANYWAY = ("model", "dataset", "method", "seed", "model.name", "model.width")  # in every job's name
+
+
+class SweepPlan(Callback):
+    """Notes which jobs a sweep consists of; `conf/config.yaml` hangs it into Hydra by name."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Writes the plan where the jobs will find it."""
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            place = Path(tempfile.mkdtemp(prefix="sweep-", dir=folder)).resolve()
+        except OSError:  # Hydra will stumble over it too, and be heard
+            return
+        swept = [f"{name}={values}" for name, values in (config.hydra.sweeper.get("params") or {}).items()]
+        jobs = _combinations([*swept, *config.hydra.overrides.task])
+        (place / _PLAN).write_text(json.dumps(jobs), encoding="utf-8")
+        os.environ[VARIABLE] = str(place)
+
+
+ConfigStore.instance().store(
+    group="hydra/callbacks",
+    name="sweep_plan",
+    node={"sweep_plan": {"_target_": f"{SweepPlan.__module__}.{SweepPlan.__qualname__}"}},
+)
+
+
+def _combinations(overrides: list[str]) -> list[list[str]]:
+    """The jobs of Hydra's own sweeper, as lists of overrides; none for one that decides as it goes."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+    except (HydraException, ValueError):
+        return []
+    return jobs
+
+
+def place() -> Path | None:
+    """The folder of the sweep that this process belongs to, if any."""
+    found = os.environ.get(VARIABLE)
+    return Path(found) if found and Path(found).is_dir() else None
+
+
+def differing(overrides: Sequence[str]) -> list[str]:
+    """Those of a job's overrides in which the jobs of its sweep differ: `stage.finetune.lr=0.01`."""
+    folder = place()
+    jobs = json.loads((folder / _PLAN).read_text(encoding="utf-8")) if folder else []
+    shared = _shared(jobs) if jobs else set(overrides)
+    return [text for text in overrides if text not in shared]
+
+
+def varied(overrides: Sequence[str]) -> list[str]:
+    """What to add to a job's name, which says model, data, method and seed already: `finetune.lr=0.01`."""
+    own = differing(overrides)
+    return [text.removeprefix("stage.") for text in own if text.partition("=")[0] not in _NAMED_ANYWAY]
+
+
+def _shared(jobs: list[list[str]]) -> set[str]:
+    return set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set()
+
+
+@contextmanager
+def recorded(number: int, overrides: Sequence[str], *, carry_on: bool) -> Iterator[None]:
+    """Around one job of a sweep: how it ended is noted, and a failure is said at once.
+
+    Args:
+        number: of the job.
+        overrides: its own command line.
+        carry_on: swallow the failure, so that a sweeper that stops at the first one does not.
+
+    Raises:
+        JobFailed: else, instead of what the job raised: it can be carried between processes.
+    """
+    note = {"overrides": list(overrides), "state": "stopped", "reason": "before its end"}
+    _note(number, note)
+    try:
+        yield
+    except EXPECTED as error:
+        reason = explain(error)
+        print(f"rift: error: job #{number}: {reason}", file=sys.stderr)
+    except Exception as error:  # a bug in one job is no reason to lose the others
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        _note(number, note | {"state": "done", "reason": ""})
+        return
+    _note(number, note | {"state": "failed", "reason": reason})
+    if not carry_on:
+        raise JobFailed(reason)
+
+
+def _note(number: int, note: dict[str, Any]) -> None:
+    folder = place()
+    if folder is not None:
+        (folder / f"{number}.json").write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
+
+
+def finish() -> bool:
+    """Shows how every job of the sweep ended, and forgets the sweep.
+
+    Returns:
+        Whether all of them are done; also where there was no sweep.
+    """
+    folder = place()
+    os.environ.pop(VARIABLE, None)
+    if folder is None:
+        return True
+    rows = list(_rows(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    if any(row["state"] != "not run" for row in rows):  # else all is said in the sentence that stopped it
+        _show(rows)
+    return all(row["state"] == "done" for row in rows)
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    jobs = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    noted = {int(path.stem): path for path in folder.glob("*.json") if path.name != _PLAN}
+    shared = _shared(jobs)
+    for number in range(max([len(jobs), *(n + 1 for n in noted)])):
+        row = {"overrides": jobs[number] if number < len(jobs) else [], "state": "not run", "reason": ""}
+        if number in noted:
+            row |= json.loads(noted[number].read_text(encoding="utf-8"))
+        yield row | {"number": number, "job": " ".join(t for t in row["overrides"] if t not in shared)}
+
+
+def _show(rows: Iterable[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    from rift.report.tables import rich_table
+
+    frame = pd.DataFrame(
+        {
+            "job": f"#{row['number']} {row['job']}".strip(),
+            "ended": row["state"] + (f": {row['reason']}" if row["reason"] else ""),
+        }
+        for row in rows
+    )
+    Console().print(rich_table(frame, "Jobs of this sweep", text_columns=2))
