@@ -87,10 +87,10 @@ def _no_choice(group: str, choice: str, choices: list[str]) -> str:
     sentence = f"{group}={choice} is no choice of the group {group}"
     if group == "hydra/launcher" and choice in _EXTRAS:
         return f"{sentence} yet: install its extra, pip install -e '.[{_EXTRAS[choice]}]'."
+    if choice == "null":
+        return f"{sentence}: leave it out; {known}."
     if group == "model":
         return f"{sentence}: {known}; for any network of timm model=timm model.name={choice}."
-    if choice == "null":
-        return f"{sentence}: leave it out, or {known}."
     return f"{sentence}: {known}."
 
 

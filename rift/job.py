@@ -93,8 +93,11 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
 def _check_writable(output: Path) -> None:
     """Raises `OSError` if the folder cannot be made or written; leaves nothing behind."""
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    with TemporaryFile(dir=there):
-        pass
+    try:
+        with TemporaryFile(dir=there) as file:
+            file.write(b"0" * 2**16)  # into a file on a full disk nothing goes
+    except OSError as error:  # it names the file, which is nobody's business
+        raise OSError(error.errno, error.strerror, str(output)) from error
 
 
 def _folder(study: Path, name: str, key: str) -> Path:

@@ -8,22 +8,18 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from http.client import HTTPException
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
 
 import wandb
 
 from rift.explain import exit_code
+from rift.network import PATIENCE, is_reachable
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5.0  # seconds that W&B's server has to answer at all
-INIT_TIMEOUT = 30  # seconds that it then has to take up a run
+INIT_TIMEOUT = 30  # seconds that W&B's server has to take up a run
 
 # Each stage's own horizontal axis.
 AXES = {
@@ -160,26 +156,6 @@ def ended(tracker: Tracker) -> Iterator[None]:
 
 def _server() -> str:
     return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-
-
-def is_reachable(url: str, patience: float = PATIENCE) -> bool:
-    """Whether any server answers at an address, whatever it says; known after `patience` seconds at most."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            with urlopen(Request(url, method="HEAD"), timeout=patience):  # noqa: S310 (W&B's own address)
-                answers.append(True)
-        except HTTPError:
-            answers.append(True)
-        except (OSError, ValueError, HTTPException):
-            answers.append(False)
-
-    # In a thread, because looking up a name takes as long as it likes.
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(patience)
-    return answers == [True]
 
 
 def has_credentials() -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from rift.errors import UserError
-from rift.models import MODELS, build_model, scannable_modules
+from rift.models import MODELS, build_model, scannable_modules, timm_models
 from rift.models.wide_resnet import wide_resnet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -286,3 +286,14 @@ def test_weights_that_cannot_be_downloaded_are_said_in_one_sentence(monkeypatch)
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match=r"No route to host\): .*model.pretrained=false\.$"):
         build("timm", timm_name="resnet18", pretrained=True)
+
+
+def test_published_weights_out_of_reach_are_asked_for_once(monkeypatch, tmp_path):
+    """The hub's client would try for a minute, and for two kinds of file."""
+    asked = []
+    monkeypatch.setattr(timm_models, "is_reachable", lambda url: bool(asked.append(url)))
+    monkeypatch.setattr(timm_models.hub, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"huggingface\.co does not answer: connect once.*pretrained=false"):
+        build("timm", timm_name="resnet18", pretrained=True)
+    assert asked == [timm_models.hub.ENDPOINT]
+    assert timm_models.hub.HF_HUB_OFFLINE is False

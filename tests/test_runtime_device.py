@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
+import subprocess
 
 import numpy as np
 import pytest
 import torch
+from tiny_jobs import TINY, subprocess_arguments, tiny_config
 from torch import nn
 
+import rift.job
 from rift.errors import UserError
-from rift.runtime import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
+from rift.job import slow_bfloat16
+from rift.models import build_model
+from rift.runtime import (
+    Runtime,
+    choose_device,
+    choose_precision,
+    computes_bfloat16,
+    seed_everything,
+    set_global_switches,
+)
 
 CPU = torch.device("cpu")
 
@@ -59,6 +72,62 @@ def test_place_can_take_the_memory_format_back():
     Runtime(CPU, channels_last=True).place(network)
     Runtime(CPU, channels_last=False).place(network)
     assert network.weight.is_contiguous()
+
+
+def narrow_network(width):
+    return build_model(
+        "resnet_small", num_classes=10, in_channels=1, image_size=8, mean=[0.3], std=[0.4], width=width
+    )
+
+
+@pytest.mark.parametrize("width", [2, 4, 6, 8])
+def test_narrow_strided_1x1_convolutions_stay_row_major_on_a_cpu(width):
+    """Torch 2.10 to 2.15 on a CPU with AVX2 alone (oneDNN issue 6035): the gradient of a 1×1 convolution's
+    weight, stride 2, fewer than 8 input channels, weight or input in channels-last, is written beyond its
+    end; the process aborts with "corrupted size vs. prev_size"."""
+    runtime = Runtime(CPU)
+    network = runtime.place(narrow_network(width))
+    assert runtime.channels_last == (width >= 8)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert all(layer.weight.is_contiguous() for layer in convolutions) == (width < 8)
+    assert runtime.laid_out(torch.rand(2, 3, 4, 4)).is_contiguous() == (width < 8)
+
+
+def test_a_narrow_network_trains_on_a_cpu_with_avx2_alone(tmp_path):
+    """In a process of its own, since the fault would abort the tests."""
+    arguments = (*TINY, "model.width=4", "stage=rift", f"output={tmp_path}")
+    options = subprocess_arguments(*arguments)
+    options["env"] |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "MALLOC_CHECK_": "3"}
+    done = subprocess.run(**options, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="waits for an x86 CPU")
+@pytest.mark.parametrize(
+    ("allowed", "knows"),
+    [("AVX2", False), ("AVX512_CORE", False), ("avx512_core_bf16", True), ("DEFAULT", True), (None, True)],
+)
+def test_bfloat16_needs_instructions_that_may_be_used(monkeypatch, allowed, knows):
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if allowed:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    for has in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert computes_bfloat16(CPU) == (knows and has)
+
+
+@pytest.mark.parametrize(
+    "option", ["runtime.precision", "runtime.evaluation_precision", "stage.mrc.precision"]
+)
+def test_bfloat16_in_software_is_warned_of_where_it_was_asked_for(monkeypatch, option):
+    monkeypatch.setattr(rift.job, "computes_bfloat16", lambda device: False)
+    said = slow_bfloat16(tiny_config(f"{option}=bfloat16"), CPU)
+    assert f"{option}: this CPU has no bfloat16 instructions" in said and f"say {option}=float32" in said
+    assert slow_bfloat16(tiny_config(), CPU) is None
+    monkeypatch.setattr(rift.job, "computes_bfloat16", lambda device: True)
+    assert slow_bfloat16(tiny_config(f"{option}=bfloat16"), CPU) is None
 
 
 def test_a_fallback_is_recorded_once():

@@ -56,6 +56,20 @@ def test_every_convolution_and_linear_layer_is_scanned_in_network_order(session,
     assert [row["index"] for row in folder.rows()] == list(range(len(names)))
 
 
+def test_other_batches_in_every_epoch_give_another_scan_and_the_same_again(
+    session, theta_at, tmp_path, scanned
+):
+    first, second = (
+        scan(session, stage_folder(tmp_path / name), theta_at, "stage.mrc.shuffle=true", "stage.mrc.epochs=2")
+        for name in ("a", "b")
+    )
+    assert first == second
+    fixed = scan(
+        session, stage_folder(tmp_path / "c"), theta_at, "stage.mrc.shuffle=false", "stage.mrc.epochs=2"
+    )
+    assert [row["mrc"] for row in fixed["modules"]] != [row["mrc"] for row in first["modules"]]
+
+
 def test_the_ranking_is_by_mrc_and_ranks_count_from_one(scanned):
     _, result = scanned
     by_mrc = sorted(result["modules"], key=lambda row: row["mrc"])

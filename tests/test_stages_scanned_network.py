@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import textbook
 import torch
 from torch import nn
 
@@ -10,6 +13,7 @@ from rift.attacks import Attack, pgd
 from rift.criticality import Solver, robust_loss
 from rift.models import scannable_modules
 from rift.models.normalisation import Normalize
+from rift.randomness import permutation
 from rift.runtime import Runtime
 from rift.stages.mrc_scan import criticality_of
 from rift.stages.scanned_network import ScannedNetwork
@@ -55,6 +59,44 @@ def test_the_bound_of_the_cache_changes_no_bit(trained, examples, precision, cac
     plenty, _ = scan(trained, examples, precision)
     little, _ = scan(trained, examples, precision, cache_mib=cache_mib)
     assert little == plenty
+
+
+def orders_of(name, count):
+    return [permutation(("scan shuffle", 3, name, number), 96) for number in range(count)]
+
+
+@pytest.mark.parametrize("cache_mib", [0, 64])
+def test_shuffled_anew_in_each_epoch_it_equals_the_textbook(trained, examples, cache_mib):
+    images, labels = examples
+    trained.requires_grad_(False)
+    runtime = Runtime(torch.device("cpu"), cache_mib=cache_mib)
+    baseline = robust_loss(lambda _, x: trained(x), images.new_empty(0), [((images,), labels)])
+    scanned = ScannedNetwork(trained, images, labels, 64, torch.float32, runtime, orders=("scan shuffle", 3))
+    for name in ("conv1", "layer2.0.downsample.0", "layer3.0.conv2", "fc"):
+        found = criticality_of(scanned.at(name), baseline, SOLVER)
+        epochs = [
+            list(zip(images[o].split(64), labels[o].split(64), strict=True)) for o in orders_of(name, 3)
+        ]
+        expected = textbook.mrc(
+            copy.deepcopy(trained), name, [(images, labels)],
+            lr=0.03, epsilon_w=0.1, epochs=3, stop=False, worst=True, shuffled=epochs,
+        )  # fmt: skip
+        assert (found.mrc, found.robust_accuracy_drop) == pytest.approx(expected, rel=1e-3, abs=1e-5), name
+        assert criticality_of(scanned.at(name), baseline, SOLVER) == found, "resumed it would go elsewhere"
+
+
+def test_each_shuffled_pass_is_another_mixture_of_all_images(trained, examples):
+    images, labels = examples
+    runtime = Runtime(torch.device("cpu"))
+    scanned = ScannedNetwork(
+        trained.requires_grad_(False), images, labels, 64, torch.bfloat16, runtime, ("scan shuffle", 3)
+    )
+    view = scanned.at("fc")
+    for order in orders_of("fc", 2):
+        passed = list(view.search_batches())
+        assert torch.equal(torch.cat([part for _, part in passed]), labels[order])
+        assert [len(part) for _, part in passed] == [64, 32]
+        assert all(boundary[0].dtype == torch.bfloat16 for boundary, _ in passed)
 
 
 def test_values_of_the_unmoved_network_are_the_networks(trained, examples):

@@ -19,9 +19,10 @@ from wandb.proto import wandb_internal_pb2
 
 from rift import tracking
 from rift.errors import UserError
+from rift.network import is_reachable
 from rift.store import digest
 from rift.summary import final_numbers
-from rift.tracking import AXES, Tracker, WandbTracker, ended, has_credentials, is_reachable, open_tracker
+from rift.tracking import AXES, Tracker, WandbTracker, ended, has_credentials, open_tracker
 
 OPTIONS = {
     "project": "rift",

@@ -100,11 +100,13 @@ def mrc(
     epochs: int,
     stop: bool,
     worst: bool,
+    shuffled: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None,
 ) -> tuple[float, float]:
     """Algorithm 1 through the whole network: (MRC, robust accuracy drop) of one module.
 
     With `stop`, the search ends after the first projection (the paper); with `worst`, the worst epoch
-    counts instead of the last one (the published code).
+    counts instead of the last one (the published code, which also shuffles: `shuffled` are each epoch's
+    batches).
     """
     model.eval()
     weight = model.get_submodule(name).weight
@@ -115,8 +117,8 @@ def mrc(
         parameter.requires_grad_(parameter is weight)
     optimizer = torch.optim.SGD([weight], lr=lr)
     scores = []
-    for _ in range(epochs):
-        for x, y in batches:
+    for epoch in range(epochs):
+        for x, y in batches if shuffled is None else shuffled[epoch]:
             optimizer.zero_grad()
             (-F.cross_entropy(model(x), y)).backward()
             optimizer.step()

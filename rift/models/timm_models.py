@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 
 import timm
 import torch
+from huggingface_hub import constants as hub  # timm's own dependency
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from rift.errors import UserError
+from rift.network import is_reachable
 
 
 def timm_model(
@@ -39,16 +44,19 @@ def timm_model(
             "model=timm needs the network's name: set model.name, for example model.name=resnet50."
         )
     _check_name(timm_name)
-    options = {"num_classes": num_classes, "in_chans": in_channels}
+    options = {"num_classes": num_classes, "in_chans": in_channels, "pretrained": pretrained}
     try:
-        try:
-            model = timm.create_model(timm_name, pretrained=pretrained, img_size=image_size, **options)
-        except TypeError as error:
-            # Nothing in timm tells which networks are built for one image size; only their signature does.
-            if "img_size" not in str(error):
-                raise
-            model = timm.create_model(timm_name, pretrained=pretrained, **options)
+        with _fetching(timm_name) if pretrained else nullcontext():
+            try:
+                model = timm.create_model(timm_name, img_size=image_size, **options)
+            except TypeError as error:
+                # Only their signature tells which networks of timm are built for one image size.
+                if "img_size" not in str(error):
+                    raise
+                model = timm.create_model(timm_name, **options)
         _check_logits(model, (1, in_channels, image_size, image_size), num_classes)
+    except UserError:
+        raise
     # What goes wrong is up to timm's network or to its download, so it can be any exception.
     except Exception as error:
         # timm's advice in later lines and its full stop would make two sentences of this one.
@@ -59,6 +67,24 @@ def timm_model(
             remedy += ", or start from random weights with model.pretrained=false"
         raise UserError(f"timm's '{timm_name}' cannot be built for {size} ({reason}): {remedy}.") from error
     return model
+
+
+@contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    """Around the loading of published weights: where the hub does not answer, those that are here must do.
+
+    The hub's own client would try for a minute, and for two kinds of file.
+    """
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE or not is_reachable(hub.ENDPOINT)
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"the published weights of timm's '{name}' are not here, and {hub.ENDPOINT} does not answer: "
+            f"connect once, or bring them into {hub.HF_HUB_CACHE}, or set model.pretrained=false."
+        ) from error
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _check_name(name: str) -> None:

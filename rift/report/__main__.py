@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:  # a file in the way, a full or read-only disk
         where = f"--output={options.output}" if options.output else "a result"
-        print(f"error: {where} cannot be used ({error}); give another folder", file=sys.stderr)
+        print(f"error: {where} cannot be used ({error.strerror}); give another folder", file=sys.stderr)
         return 2
     return 0
 

@@ -1,0 +1,66 @@
+"""Imported weights under the wrong normalisation are refused, with the option that mends it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rift.errors import UserError
+from rift.models import check_normalisation
+from rift.models.normalisation import normalise_first
+from rift.models.normalisation_check import FAR_BETTER
+
+
+class Brightness(nn.Module):
+    """Tells images brighter than a half from darker ones, if it is given them as it was trained on."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x):
+        excess = x.mean((1, 2, 3)) - self.threshold
+        return torch.stack([-excess, excess], dim=1)
+
+
+IMAGES = torch.linspace(0.4, 0.6, 200).view(-1, 1, 1, 1).expand(200, 3, 4, 4).contiguous()
+LABELS = (IMAGES[:, 0, 0, 0] > 0.5).long()
+
+
+def model(threshold, mean=(0.45,) * 3, std=(0.25,) * 3):
+    return normalise_first(Brightness(threshold), mean, std, 3).eval()
+
+
+def test_weights_that_fit_are_said_to():
+    network = model((0.5 - 0.45) / 0.25)
+    note = check_normalisation(network, IMAGES, LABELS, "The checkpoint w.pt")
+    assert note.startswith(
+        "Normalises with mean [0.45, 0.45, 0.45] and std [0.25, 0.25, 0.25]: right on 100.0%"
+    )
+    assert note.endswith("without normalisation on 50.0%.")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "mean", "std"),
+    [
+        (0.5, "[0.0, 0.0, 0.0]", "[1.0, 1.0, 1.0]"),  # trained on [0, 1]
+        (0.0, "[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.5]"),  # trained on [-1, 1]
+    ],
+)
+def test_weights_that_expect_another_one_are_refused(threshold, mean, std):
+    network = model(threshold)
+    before = network.normalize.mean.clone(), network.normalize.std.clone()
+    with pytest.raises(UserError) as error:
+        check_normalisation(network, IMAGES, LABELS, "The checkpoint w.pt")
+    said = str(error.value)
+    assert said.startswith("The checkpoint w.pt is right on ") and "\n" not in said
+    assert f"set 'dataset.mean={mean}' 'dataset.std={std}'" in said
+    assert torch.equal(network.normalize.mean, before[0]) and torch.equal(network.normalize.std, before[1])
+
+
+def test_a_small_difference_is_no_reason_to_refuse():
+    """`FAR_BETTER` of the images and less may be chance."""
+    wrong = int(FAR_BETTER * 200) - 1  # images between the two thresholds
+    threshold = (0.5 + 0.2 * wrong / 199 - 0.45) / 0.25
+    assert "right on" in check_normalisation(model(threshold), IMAGES, LABELS, "w")
