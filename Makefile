@@ -7,10 +7,10 @@ RUN    := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 STAMP  := $(if $(VENV),$(VENV)/.rift-ready,)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all test-avx2 lint format bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  VENV=DIR picks the environment's folder; VENV= PYTHON=python uses an environment that you have made."
 
 setup: $(STAMP)  ## the environment; instant when it stands
@@ -30,6 +30,13 @@ test: $(STAMP)  ## the tests, without the slow ones
 
 test-all: $(STAMP)  ## the slow tests too
 	$(RUN) -m pytest
+
+# What trains, crafts, scans and traces: the parts that other kernels could change.
+KERNELS := tests/test_attacks_*.py tests/test_criticality.py tests/test_models_*.py tests/test_runtime_*.py \
+           tests/test_stages_*.py tests/test_training_equality.py
+
+test-avx2: $(STAMP)  ## the tests of the computing parts, as on a CPU that has no AVX-512
+	ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -m "not slow" $(KERNELS)
 
 lint: $(STAMP)  ## ruff: errors, style, format
 	$(RUN) -m ruff check .

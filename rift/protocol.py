@@ -79,14 +79,14 @@ def differences(config: Config) -> list[str]:
 
     The two attacks that only follow the training attack are not listed again.
     """
-    found = list(_differences(asdict(config), PAPER, ""))
-    typed = {option: text for option, text in found if option.startswith("attack.")}
-    return [
-        text
-        for option, text in found
-        if option.partition(".")[0] not in ("selection_attack", "evaluation_attack")
-        or typed.get(f"attack.{option.partition('.')[2]}", "").partition(" ")[2] != text.partition(" ")[2]
-    ]
+    found = dict(_differences(asdict(config), PAPER, ""))
+    return [f"{option} = {text}" for option, text in found.items() if not _only_follows(option, text, found)]
+
+
+def _only_follows(option: str, text: str, texts: Mapping[str, str]) -> bool:
+    """Whether an option of another attack says the same as the training attack's."""
+    group, _, name = option.partition(".")
+    return group in ("selection_attack", "evaluation_attack") and texts.get(f"attack.{name}") == text
 
 
 def departures(config: Config) -> list[str]:
@@ -96,7 +96,10 @@ def departures(config: Config) -> list[str]:
     """
     own = protocol_settings(config.protocol.name, config)
     ours = flat(asdict(config))
-    changed = [f"{name} = {ours[name]} ({own[name]})" for name in own if ours[name] != own[name]]
+    differing = {name: f"{ours[name]} ({own[name]})" for name in own if ours[name] != own[name]}
+    changed = [
+        f"{name} = {text}" for name, text in differing.items() if not _only_follows(name, text, differing)
+    ]
     if not changed:
         return []
     return [f"protocol={config.protocol.name} is departed from: {', '.join(changed)}"]
@@ -138,7 +141,7 @@ def _differences(ours: dict[str, Any], paper: dict[str, Any], prefix: str) -> li
             found += _differences(ours[name], value, f"{option}.")
         elif ours[name] != value:
             shown = "all" if value is None and name.endswith(("_limit", "_images")) else value
-            found.append((option, f"{option} = {ours[name]} (paper: {shown})"))
+            found.append((option, f"{ours[name]} (paper: {shown})"))
     return found
 
 
