@@ -14,7 +14,7 @@ from rift.explain import option_names
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # `(at, finetune, …)` behind a command are other values of its last option.
-COMMANDS = sorted(set(re.findall(r"`python -m rift ([^`]*=[^`]*)`", README)))
+COMMANDS = sorted(set(re.findall(r"`rift ([^`]*=[^`]*)`", README)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
