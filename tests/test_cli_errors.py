@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -91,6 +92,17 @@ def test_as_a_process(tmp_path, arguments, words):
         (["stage.mrc.split=holdout"], ["needs held-out images", "protocol=holdout"]),
         (["runtime.device=cuda:99"], ["runtime.device=cuda:99", "runtime.device=auto"]),
         (["runtime.device=gpu"], ["runtime.device=gpu is no device", "cuda"]),
+        (["smoke=1"], ["smoke=1 is no choice of the group smoke", "false, true"]),
+        (["model=18"], ["model=18 is no choice of the group model", "resnet18"]),
+        (["model=null"], ["model=null is no choice", "leave it out"]),
+        (["attack=null"], ["attack=null is no choice", "leave it out"]),
+        (["model=resnet50"], ["model=resnet50 is no choice", "model=timm model.name=resnet50"]),
+        (["evaluation_attack=pgd20"], ["say attack@evaluation_attack=pgd20"]),
+        (["hydra/launcher=submitit_slurm"], ["install its extra", "'.[slurm]'"]),
+        (["stage.run=at"], ["say 'stage.run=[at]'"]),
+        (["dataset.root=/tmp/Ünï[1]"], ["""quote it twice""", """'dataset.root="/tmp/Ünï[1]"'"""]),
+        (["model.name=resnet50"], ["model.name=resnet50 would not change the network", "model=timm"]),
+        (["attack.name=autoattack"], ["there is no option 'attack.name'"]),
     ],
 )
 def test_a_mistake_in_the_command(capsys, tmp_path, arguments, words):
@@ -101,6 +113,30 @@ def test_a_mistake_in_the_command(capsys, tmp_path, arguments, words):
 
 def test_a_sweep_that_cannot_begin_is_refused_as_a_whole(capsys):
     assert "-m is for many" in refused(capsys, "-m", "--cfg", "job")
+
+
+def test_an_output_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (f"{tmp_path}/file", "/proc/x", "/dev/null/x"):
+        said = refused(capsys, *TINY, f"output={output}")
+        assert said.startswith(f"{output} cannot be written or read (") and "another output=FOLDER" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="waits for root, who may mount a small file system")
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("size=200k", "no space left on device"), ("size=1m,ro", "read-only file system")],
+)
+def test_a_full_or_read_only_disk(capsys, tmp_path, kind, words):
+    command_line = ["mount", "-t", "tmpfs", "-o", kind, "tmpfs", str(tmp_path)]
+    mounted = subprocess.run(command_line, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("waits for a machine where a small file system can be mounted")
+    try:
+        said = refused(capsys, *TINY, "stage=at", f"output={tmp_path}/out")
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert words in said and "make room" in said
 
 
 # -- inputs ---------------------------------------------------------------------------------------------

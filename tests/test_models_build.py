@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from rift.errors import UserError
-from rift.models import MODELS, build_model, scannable_modules, timm_models
+from rift.models import MODELS, build_model, network_name, scannable_modules, timm_models
 from rift.models.wide_resnet import wide_resnet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -286,6 +286,23 @@ def test_weights_that_cannot_be_downloaded_are_said_in_one_sentence(monkeypatch)
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match=r"No route to host\): .*model.pretrained=false\.$"):
         build("timm", timm_name="resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "name"),
+    [
+        ("resnet18", {}, "resnet18"),
+        ("resnet18", {"width": 64}, "resnet18"),
+        ("resnet18", {"width": 16}, "resnet18_w16"),
+        ("resnet_small", {"width": 16}, "resnet_small"),
+        ("wrn34_10", {"width": 10}, "wrn34_10"),
+        ("wrn34_10", {"width": 5}, "wrn34_5"),
+        ("timm", {"timm_name": "resnet18"}, "timm_resnet18"),  # another stem than the paper's
+        ("timm", {"timm_name": "resnet18", "pretrained": True}, "timm_resnet18_pretrained"),
+    ],
+)
+def test_networks_that_differ_have_other_names(family, options, name):
+    assert network_name(family, **{"timm_name": None, "width": None, "pretrained": False} | options) == name
 
 
 def test_published_weights_out_of_reach_are_asked_for_once(monkeypatch, tmp_path):

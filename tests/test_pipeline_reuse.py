@@ -272,6 +272,13 @@ def test_a_checkpoint_is_theta_at_where_nothing_is_trained(checkpoint, finished,
     assert worked == again
 
 
+def test_which_normalisation_imported_weights_get_is_said(checkpoint, tmp_path, capsys):
+    path, _ = checkpoint
+    config = tiny_config("stage=at", "stage.at.epochs=0", f"model.checkpoint={path}", output=tmp_path)
+    summary = run_job(config, {})
+    assert any(note.startswith("Normalises with mean [0.3") for note in summary["notes"])
+
+
 def test_the_content_of_a_checkpoint_decides_not_its_place(checkpoint, tmp_path):
     path, state = checkpoint
     moved = tmp_path / "elsewhere.pt"

@@ -11,7 +11,7 @@ from report_samples import accuracies, resnet_modules, summary, write
 from rich.console import Console
 
 from rift.errors import UserError
-from rift.report import job_frame, job_report, print_job_table
+from rift.report import job_frame, job_report, print_job, print_job_table
 from rift.report.cells import MISSING, mean_and_std, number, p_value, paired_error
 
 
@@ -81,6 +81,42 @@ def test_printed_table_fits_and_says_how_the_run_differs(width):
     assert "layer2.1.conv2 (least_critical)" in text
     assert "α* = 0.70" in text
     assert "smoke" not in text
+
+
+def printed(run, width=100):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_job(console, run)
+    return console.file.getvalue()
+
+
+TRAINING = {
+    "epochs": 110,
+    "selection_split": "test",
+    "attack": "pgd10",
+    "best": {"epoch": 101, "clean_accuracy": 0.8146, "robust_accuracy": 0.5363},
+}
+
+
+def test_a_job_that_went_no_further_than_training_says_what_it_reached():
+    text = printed(summary(at=None, rift=None, mrc=None, sweep=None, alpha=None, training=TRAINING))
+    assert "θ_AT (epoch 101 of 110): clean 81.46 %, robust 53.63 % (pgd10, one run, test split)." in text
+    assert "criticality" not in text and "accuracy (%)" not in text
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_job_that_went_no_further_than_the_scan_prints_the_ranking(width):
+    run = summary(at=None, rift=None, sweep=None, alpha=None, training=TRAINING)
+    text = printed(run, width)
+    lines = [line.split() for line in text.splitlines() if line.split()[:1] and "." in line.split()[0]]
+    ranked = sorted(run["mrc"], key=lambda entry: entry["mrc"])
+    modules = [words[0] for words in lines if words[0] in {entry["module"] for entry in ranked}]
+    assert modules == [entry["module"] for entry in ranked if "." in entry["module"]]
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_job_that_went_no_further_than_the_sweep_prints_alpha():
+    text = printed(summary(at=None, rift=None, training=TRAINING))
+    assert "α* = 0.70: clean 83.42 %, robust 53.60 % on the selection split." in text
 
 
 def test_smoke_runs_are_marked(tmp_path):

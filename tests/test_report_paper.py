@@ -32,6 +32,12 @@ def test_row(changes, source, at, rift):
     assert row.delta("clean") == pytest.approx(rift[0] - at[0])
 
 
+@pytest.mark.parametrize("model", ["timm_resnet18", "resnet18_w16", "resnet_small", "wrn34_5"])
+def test_another_network_than_the_paper_s_gets_no_row(model):
+    assert paper_row(summary(model=model)) is None
+    assert paper_scan(summary(model=model)) == {}
+
+
 @pytest.mark.parametrize("target", ["conv1", "none", "top_k"])
 def test_a_target_that_the_paper_has_not_gets_no_reported_rift_value(target):
     row = paper_row(summary(target=target, target_modules=["a", "b", "c", "d"]))
