@@ -62,10 +62,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) ->
         try:
             save_file(plain, partial, metadata=header)
         except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
+            # Older versions of the library print the error's fields.
+            found = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
             if found is None:
                 raise
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+            number = int(found[1] or found[2])
+            raise OSError(number, os.strerror(number), str(path)) from error
 
     write_atomically(path, write)
 
