@@ -44,7 +44,10 @@ def cut(path):
         (lambda root: cut(root / IMAGES), rf"{IMAGES} cannot be read \(truncated"),
         (lambda root: (root / LABELS).write_bytes(b""), rf"{LABELS} cannot be read \(empty"),
         (lambda root: (root / IMAGES).write_bytes(b"<html>"), r"\(not a \.npy file\)"),
-        (lambda root: np.savez((root / "x.npz"), a=1) or (root / "x.npz").replace(root / LABELS), "not a .npy"),
+        (
+            lambda root: np.savez((root / "x.npz"), a=1) or (root / "x.npz").replace(root / LABELS),
+            "not a .npy",
+        ),
         (lambda root: np.save(root / LABELS, np.array([{}] * 2000)), "of pickled objects"),
         (lambda root: np.save(root / IMAGES, np.zeros((2021, 32, 32, 3), np.uint8)), r"holds \(2021, 32"),
         (lambda root: np.save(root / IMAGES, np.zeros((2000, 32, 32, 3), np.float32)), "float32 instead"),
