@@ -10,6 +10,8 @@ from rift.data import read_cifar10_1
 from rift.errors import UserError
 
 IMAGES, LABELS = "cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy"
+# A header that trips numpy's own parser.
+HEADER = b"\x93NUMPY\x01\x00\x40\x00" + b"{'descr': '|u1', ((".ljust(63) + b"\n"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,8 @@ def cut(path):
             lambda root: np.savez((root / "x.npz"), a=1) or (root / "x.npz").replace(root / LABELS),
             "not a .npy",
         ),
+        (lambda root: (root / LABELS).write_bytes(b"PK\x03\x04"), "not a .npy"),
+        (lambda root: (root / LABELS).write_bytes(HEADER), r"\(truncated or damaged\)"),
         (lambda root: np.save(root / LABELS, np.array([{}] * 2000)), "of pickled objects"),
         (lambda root: np.save(root / IMAGES, np.zeros((2021, 32, 32, 3), np.uint8)), r"holds \(2021, 32"),
         (lambda root: np.save(root / IMAGES, np.zeros((2000, 32, 32, 3), np.float32)), "float32 instead"),

@@ -1,4 +1,4 @@
-"""Published corrupted sets: the right rows in the right order, and what is wrong with files named one by one."""
+"""Published corrupted sets: the right rows in the right order, and wrong files named one by one."""
 
 from __future__ import annotations
 

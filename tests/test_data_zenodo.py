@@ -243,6 +243,15 @@ def test_a_folder_comes_whole_and_nothing_else_stays(archive, server, tmp_path):
     assert len(server.asked) == 1
 
 
+def test_processes_that_start_together_fetch_once(archive, server, tmp_path):
+    threads = [Thread(target=fetch_folder, args=(archive, tmp_path / "root", "Fake-C")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.asked) == 1 and (tmp_path / "root/Fake-C/d/b").read_bytes() == b"B"
+
+
 def test_a_killed_unpacking_leaves_no_folder(archive, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 
 # What numpy raises for files that are empty, cut short, of another kind, or made to confuse it.
-_UNREADABLE = (OSError, EOFError, ValueError, TypeError, SyntaxError, OverflowError, MemoryError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    TokenError,
+    BadZipFile,
+)
 
 
 def open_array(path: Path) -> np.memmap:
@@ -34,6 +47,6 @@ def _reason(path: Path, error: Exception) -> str:
         return failure.strerror or type(failure).__name__
     if not magic:
         return "empty"
-    if magic == b"\x93NUMPY" and "object" in str(error):
+    if magic == b"\x93NUMPY" and "Python objects" in str(error):
         return "of pickled objects"
     return "truncated or damaged" if magic == b"\x93NUMPY" else "not a .npy file"

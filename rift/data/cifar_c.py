@@ -110,7 +110,8 @@ def open_cifar_c(
     if problems:
         raise UserError(
             f"{len(problems)} of the {len(wanted)} files needed in {folder} cannot be used: "
-            f"{'; '.join(problems)}; put the published files there, from {ARCHIVES[name].url}."
+            f"{'; '.join(problems)}; put the published files there, from {ARCHIVES[name].url}, or "
+            "remove the folder and set dataset.download=true."
         )
     indices = test.indices.cpu().numpy()
     labels = test.labels.cpu()
