@@ -2,7 +2,19 @@
 
 from rift.data.batches import Batch, batches
 from rift.data.checks import SHAPES
+from rift.data.cifar10_1 import read_cifar10_1
 from rift.data.load import DATASETS, load_dataset
+from rift.data.published import open_published
 from rift.data.splits import Dataset, Split
 
-__all__ = ["DATASETS", "SHAPES", "Batch", "Dataset", "Split", "batches", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "SHAPES",
+    "Batch",
+    "Dataset",
+    "Split",
+    "batches",
+    "load_dataset",
+    "open_published",
+    "read_cifar10_1",
+]

@@ -101,7 +101,7 @@ def decode_cached(
     kept = _load(path)
     if kept is not None:
         return kept
-    with _alone(path):
+    with alone(path):
         kept = _load(path)
         if kept is None:
             log.info("decoding %d images of %s once, into %s", sum(map(len, parts.values())), name, path)
@@ -111,10 +111,10 @@ def decode_cached(
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Jobs that start together decode once: the others wait here, and then find the file."""
+def alone(path: Path) -> Iterator[None]:
+    """Jobs that start together fill a cache file once: the others wait here, and then find it."""
     with ExitStack() as stack:
-        # Where no lock can be written no cache can be either; `_save` says so.
+        # Where no lock can be written no cache can be either; who writes it says so.
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path.with_suffix(".lock")))
