@@ -6,7 +6,6 @@ is done. Nothing is ever written back: what is stored and logged is what was typ
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,16 +13,14 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from rift.corruption_names import SEVERITIES
 from rift.errors import UserError, choose_from
-from rift.limits import at_least, folder_name, number, one_of, positive, require, share, within_pixels
+from rift.limits import at_least, folder_name, number, one_of, require, share, within_pixels
+from rift.stage_options import StageConfig
 
 # In an installed package the configuration lies inside it, in a checkout beside it.
 _INSIDE = Path(__file__).parent / "conf"
 CONF = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
-
-STAGES = ("at", "mrc", "finetune", "interpolate", "evaluate")
-TARGETS = ("least_critical", "most_critical", "last_layer", "all", "top_k", "none")
-BY_CRITICALITY = ("least_critical", "most_critical", "top_k")
 
 
 @dataclass
@@ -58,7 +55,9 @@ class DatasetConfig:
     holdout_fraction: float = 0.0  # share of the training images set aside for selection
     split_seed: int = 0  # decides the holdout, whatever the run's seed
     cache: str | None = None  # folder for decoded images
+    corrupted_root: str | None = None  # folder that holds, or gets, CIFAR-10-C, CIFAR-100-C, Tiny-ImageNet-C
     official_scan_split: str = "test"  # which split the published code scans
+    official_severities: list[int] = field(default_factory=lambda: list(SEVERITIES))  # that it evaluates
 
     def check(self, where: str) -> None:
         share(f"{where}.holdout_fraction", self.holdout_fraction)
@@ -94,143 +93,6 @@ class MethodConfig:
 
     def check(self, where: str) -> None:
         """Any name; whether it is registered is known where the methods are."""
-
-
-@dataclass
-class TrainingConfig:
-    epochs: int = MISSING
-    batch_size: int = MISSING  # images per update
-    optimizer: str = MISSING  # any name of timm.optim; `momentum` is SGD with plain momentum
-    lr: float = MISSING
-    momentum: float = MISSING
-    weight_decay: float = MISSING  # on every parameter, biases and BatchNorm included
-    schedule: str = MISSING  # constant, or a name of timm.scheduler: multistep, cosine, …
-    milestones: list[int] = MISSING  # epochs after which the rate is multiplied by decay_rate
-    decay_rate: float = MISSING
-    padding_mode: str = MISSING  # of the random crop: zeros or reflect
-    selection_split: str = MISSING  # where the best epoch is chosen: test or holdout
-    select: str = MISSING  # which epoch goes on to the next stage: best or last
-
-    def check(self, where: str) -> None:
-        one_of(f"{where}.selection_split", self.selection_split, ("test", "holdout"))
-        one_of(f"{where}.select", self.select, ("best", "last"))
-        one_of(f"{where}.padding_mode", self.padding_mode, ("zeros", "reflect"))
-        at_least(f"{where}.epochs", self.epochs, 0)
-        at_least(f"{where}.batch_size", self.batch_size, 1)
-        positive(f"{where}.lr", self.lr)
-        share(f"{where}.momentum", self.momentum)
-        at_least(f"{where}.weight_decay", self.weight_decay, 0)
-        positive(f"{where}.decay_rate", self.decay_rate)
-        for milestone in self.milestones:
-            at_least(f"{where}.milestones", milestone, 1)
-
-
-@dataclass
-class ATConfig(TrainingConfig):
-    evaluate_every: int = MISSING  # epochs between robust evaluations; always in the last tenth
-
-    def check(self, where: str) -> None:
-        super().check(where)
-        at_least(f"{where}.evaluate_every", self.evaluate_every, 1)
-
-
-@dataclass
-class MRCConfig:
-    solver: str = MISSING  # sgd (the paper's), or projected (normalised ascent)
-    split: str = MISSING  # D_std: train, holdout or test
-    max_images: int | None = MISSING  # at most, class-balanced start of the split; null is all
-    epsilon_w: float = MISSING  # radius of the weight ball, as a share of the weight's norm
-    norm: str = MISSING  # of the weight ball: l2 or linf
-    epochs: int = MISSING  # T
-    batch_size: int = MISSING
-    shuffle: bool = (
-        MISSING  # other batches in every epoch (published code), or the same ones, which is faster
-    )
-    optimizer: str = MISSING  # solver=sgd: any name of timm.optim
-    lr: float = MISSING  # γ
-    momentum: float = MISSING
-    project: str = MISSING  # after every epoch or step
-    on_violation: str = MISSING  # stop (Alg. 1) or continue (published code)
-    score: str = MISSING  # the last epoch's loss, or the worst of all epochs
-    precision: str = MISSING  # of the search, float32 or bfloat16; what is reported comes from float32
-    exclude: list[str] = MISSING  # name patterns of modules that are not scanned
-
-    def check(self, where: str) -> None:
-        one_of(f"{where}.solver", self.solver, ("sgd", "projected"))
-        one_of(f"{where}.split", self.split, ("train", "holdout", "test"))
-        one_of(f"{where}.norm", self.norm, ("l2", "linf"))
-        one_of(f"{where}.project", self.project, ("epoch", "step"))
-        one_of(f"{where}.on_violation", self.on_violation, ("stop", "continue"))
-        one_of(f"{where}.score", self.score, ("last", "worst"))
-        one_of(f"{where}.precision", self.precision, ("float32", "bfloat16"))
-        at_least(f"{where}.epochs", self.epochs, 1)
-        at_least(f"{where}.batch_size", self.batch_size, 1)
-        at_least(f"{where}.max_images", self.max_images, 1)
-        positive(f"{where}.epsilon_w", self.epsilon_w)
-        positive(f"{where}.lr", self.lr)
-        share(f"{where}.momentum", self.momentum)
-
-    def scans(self, name: str) -> bool:
-        """Whether a module of this name is scanned."""
-        return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude)
-
-
-@dataclass
-class FinetuneConfig(TrainingConfig):
-    target: str = MISSING  # one of TARGETS, or a module's exact name
-    top_k: int = MISSING  # how many modules with target=top_k
-    batchnorm: str = MISSING  # running statistics: train (they move) or frozen
-
-    def check(self, where: str) -> None:
-        super().check(where)
-        one_of(f"{where}.batchnorm", self.batchnorm, ("train", "frozen"))
-        at_least(f"{where}.top_k", self.top_k, 1)
-        at_least(f"{where}.epochs", self.epochs, 1)
-        require(
-            not (self.target == "none" and self.batchnorm == "frozen"),
-            f"{where}.target=none with batchnorm=frozen changes nothing: use {where}.batchnorm=train.",
-        )
-
-
-@dataclass
-class InterpolateConfig:
-    points: int = MISSING  # α = 0 … 1 in this many even steps, both ends included
-    selection_split: str = MISSING  # where α* is chosen: test or holdout
-    restarts: int = MISSING  # attack runs per α
-    exact_runs: bool = MISSING  # attack fooled images again: needed for the worst run, not per image
-    tolerance: float = MISSING  # robust accuracy that may be lost, as a fraction: 0.001 is 0.1 points
-    batchnorm: str = MISSING  # statistics: interpolate, keep (θ_AT's), reestimate (on training images)
-
-    def check(self, where: str) -> None:
-        one_of(f"{where}.batchnorm", self.batchnorm, ("interpolate", "keep", "reestimate"))
-        one_of(f"{where}.selection_split", self.selection_split, ("test", "holdout"))
-        at_least(f"{where}.points", self.points, 2)
-        at_least(f"{where}.restarts", self.restarts, 1)
-        at_least(f"{where}.tolerance", self.tolerance, 0)
-
-
-@dataclass
-class EvaluateConfig:
-    restarts: int = MISSING  # attack runs; the worst counts
-    exact_runs: bool = MISSING  # attack fooled images again, so that the worst *run* is known too
-
-    def check(self, where: str) -> None:
-        at_least(f"{where}.restarts", self.restarts, 1)
-
-
-@dataclass
-class StageConfig:
-    run: list[str] = MISSING  # which stages run, of STAGES
-    at: ATConfig = MISSING
-    mrc: MRCConfig = MISSING
-    finetune: FinetuneConfig = MISSING
-    interpolate: InterpolateConfig = MISSING
-    evaluate: EvaluateConfig = MISSING
-
-    def check(self, where: str) -> None:
-        for stage in self.run:
-            one_of(f"{where}.run", stage, STAGES)
-        require(bool(self.run), f"{where}.run=[] runs nothing: name some of {', '.join(STAGES)}.")
 
 
 @dataclass
@@ -311,6 +173,14 @@ class Config:
                 f"{option}=holdout needs held-out images: set dataset.holdout_fraction=0.02 or "
                 "protocol=holdout.",
             )
+
+    @property
+    def corruptions_kind(self) -> str:
+        """Which corrupted images are evaluated: `published` or `generated`."""
+        kind = self.stage.evaluate.corruptions
+        if kind == "auto":
+            return "generated" if self.dataset.corrupted_root is None else "published"
+        return kind
 
 
 def _check_groups(group: Any, prefix: str) -> None:

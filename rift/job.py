@@ -17,11 +17,12 @@ from rich.console import Console
 
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import save_json
-from rift.config import STAGES, Config
+from rift.config import Config
 from rift.pipeline import Pipeline
 from rift.protocol import departures, selection_notes
 from rift.provenance import provenance
 from rift.runtime import Runtime, computes_bfloat16
+from rift.stage_options import STAGES
 from rift.store import Store, digest
 from rift.summary import final_numbers, make_summary
 from rift.tracking import Tracker, ended, open_tracker
@@ -37,8 +38,9 @@ def job_key(config: Config, runtime: Runtime) -> str:
     typed = asdict(config)
     for place in ("logger", "runtime", "study", "output"):
         del typed[place]
-    for place in ("root", "download", "cache"):
+    for place in ("root", "download", "cache", "corrupted_root"):
         del typed["dataset"][place]
+    typed["stage"]["evaluate"]["corruptions"] = config.corruptions_kind
     precisions = [str(runtime.precision), str(runtime.evaluation_precision), config.runtime.tf32]
     return digest({**typed, "precision": precisions})
 
@@ -162,6 +164,8 @@ def _report(folder: Path, tracker: Tracker, summary: Mapping[str, Any]) -> None:
         tracker.ranking(summary["mrc"])
     if "sweep" in summary:
         tracker.sweep(summary["sweep"])
+    if "corruptions" in summary:
+        tracker.corruptions(summary["corruptions"])
     tracker.summary(final_numbers(summary))
     from rift.report import job_report, print_job  # matplotlib and pandas take a second to import
 

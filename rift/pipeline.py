@@ -18,19 +18,19 @@ from torch import Tensor
 
 from rift.assembly import make_attack
 from rift.checkpoint import file_digest
-from rift.config import BY_CRITICALITY, Config
+from rift.config import Config
 from rift.errors import UserError, choose_from
+from rift.measurements import Measurement, measurements
 from rift.methods import METHODS
 from rift.models import check_normalisation, load_foreign_checkpoint, network_name, own_width
 from rift.runner import Runner
+from rift.stage_options import BY_CRITICALITY
 from rift.stages import (
     Session,
     adversarial_training,
     choose_modules,
-    evaluation,
     fine_tuning,
     interpolation,
-    mcnemar,
     mrc_scan,
 )
 from rift.store import StageFolder, Store
@@ -83,7 +83,6 @@ class Pipeline:
         self.method = METHODS[config.method.name]
         self.attack = make_attack(config.attack)
         self.selection_attack = make_attack(config.selection_attack)
-        self.evaluation_attack = make_attack(config.evaluation_attack)
         self.name = job_name(config)
         self.folders: dict[str, StageFolder] = {}
         self.import_notes: list[str] = []  # what had to be done to a checkpoint, and what it is worth
@@ -126,12 +125,9 @@ class Pipeline:
         tuned = (scanned or not by_criticality) and self._finetune(run="finetune" in wanted, needed=tuning)
         if tuned and wanted & {"interpolate", "evaluate"}:
             asked = "interpolate" in wanted
-            if self._interpolate(run=asked, needed=asked) and "evaluate" in wanted:
-                self._evaluate("rift", "interpolate")
+            self._interpolate(run=asked, needed=asked)
         if "evaluate" in wanted:
-            self._evaluate("at", "at")
-            if "evaluate_rift" not in self.folders and not runner.rehearsing:
-                log.info("evaluate: θ_AT alone; there is no interpolation for these options yet")
+            self._evaluate()
         return self.folders
 
     def _at(self, run: bool) -> bool:
@@ -224,20 +220,26 @@ class Pipeline:
 
         return self.runner.obtain("interpolate", identity, sweep, run=run, needed=needed)
 
-    def _evaluate(self, which: str, section: str) -> bool:
-        options = self.config.stage.evaluate
-        identity = {
-            "weights": self._key(section),
-            "options": asdict(options),
-            "attack": asdict(self.evaluation_attack),
-            "precision": str(self.session.runtime.evaluation_precision),
-        }
+    def _evaluate(self) -> None:
+        """Everything that is to be measured, of θ_AT and, where there is one, of θ*."""
+        if "interpolate" not in self.folders and not self.runner.rehearsing:
+            log.info("evaluate: θ_AT alone; there is no interpolation for these options yet")
+        for measurement in self._measurements:
+            for which, section in (("at", "at"), ("rift", "interpolate")):
+                if section in self.folders:
+                    self._measure(measurement, which, section)
 
-        def evaluate(folder: StageFolder) -> dict[str, Any]:
-            weights = self._weights(section)
-            return evaluation(self.session, folder, options, weights, self.evaluation_attack)
+    def _measure(self, measurement: Measurement, which: str, section: str) -> None:
+        def measure(folder: StageFolder) -> dict[str, Any]:
+            return measurement.body(folder, self._weights(section))
 
-        return self.runner.obtain(f"evaluate_{which}", identity, evaluate)
+        identity = {"weights": self._key(section), **measurement.identity}
+        self.runner.obtain(f"{measurement.section}_{which}", identity, measure)
+
+    @cached_property
+    def _measurements(self) -> list[Measurement]:
+        """Opened once, which checks their images."""
+        return measurements(self.config, self.session)
 
     def _augmentation(self, padding_mode: str) -> dict[str, Any]:
         data = self.config.dataset
@@ -289,14 +291,3 @@ class Pipeline:
 
 def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in names}
-
-
-def paired_comparison(folders: Mapping[str, StageFolder]) -> dict[str, Any] | None:
-    """McNemar's test of θ_AT against θ* on the same test images, clean and worst-of-k robust."""
-    if "evaluate_at" not in folders or "evaluate_rift" not in folders:
-        return None
-    first, second = (folders[name].load("verdicts") for name in ("evaluate_at", "evaluate_rift"))
-    return {
-        "clean": mcnemar(first["clean"], second["clean"]),
-        "robust": mcnemar(first["robust"].amin(dim=0), second["robust"].amin(dim=0)),
-    }

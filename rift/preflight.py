@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rift.config import BY_CRITICALITY, Config, MRCConfig, TrainingConfig
+from rift.config import Config
 from rift.data import Dataset
 from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.runtime import borrowed
+from rift.stage_options import BY_CRITICALITY, MRCConfig, TrainingConfig
 from rift.stages import choose_modules
 from rift.stages.training import make_optimizer, make_schedule, no_optimizer
 

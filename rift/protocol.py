@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rift.config import BY_CRITICALITY, CONF, Config
+from rift.config import CONF, Config
+from rift.stage_options import BY_CRITICALITY
 
 # What the paper says (Sec. 3.3, 5.1), option by option. Where it says nothing, the published code's value.
 _ATTACK = {
@@ -69,7 +70,15 @@ PAPER: dict[str, Any] = {
             "tolerance": 0.001,
             "batchnorm": "interpolate",
         },
-        "evaluate": {"restarts": 3, "exact_runs": True},
+        "evaluate": {
+            "measure": ["pgd", "corruptions"],
+            "restarts": 3,
+            "exact_runs": True,
+            "corruptions": "auto",
+            "corruption_set": ["all19"],
+            "severities": [1, 2, 3, 4, 5],
+            "ood": "paper15",
+        },
     },
 }
 

@@ -36,8 +36,8 @@ class Runner:
         smoke: kept apart from real results.
         tracker: gets every metrics row, also those of reused results; None for a rehearsal, which finds out
             whether all inputs are there or will be, and makes nothing.
-        folders: the finished results so far, by section; `evaluate_at` and `evaluate_rift` are the two
-            evaluations, otherwise a section is a stage.
+        folders: the finished results so far, by section: a stage, or a measurement of one of the two
+            networks, such as `evaluate_at` and `evaluate_rift`.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Runner:
         """Finds the result that `identity` decides, or makes it.
 
         Args:
-            section: the stage, and which evaluation.
+            section: the stage, or the measurement and which network it is of.
             identity: everything that decides the result besides seed and smoke.
             body: does the stage's work in the folder and returns its result.
             run: whether an unfinished result may be made.
@@ -76,7 +76,7 @@ class Runner:
         Raises:
             UserError: it is needed and missing, or it is damaged.
         """
-        stage = section.partition("_")[0]
+        stage = section.removesuffix("_at").removesuffix("_rift")
         options = {**identity, "seed": self.session.seed, "smoke": self.smoke}
         folder = self.store.folder(stage, self.name, options)
         if not run and not folder.finished:
@@ -123,8 +123,7 @@ class Runner:
 
     def _go_on(self, section: str, rows: list[dict[str, Any]]) -> None:
         if rows:
-            axis = "module" if "module" in rows[-1] else AXES[section]
-            log.info("%s: resumed, goes on after %s %s", section, axis, rows[-1][axis])
+            log.info("%s: resumed, goes on after %s", section, _label(rows[-1], AXES[section], naming=True))
         self._replay(section, rows)
 
     def _replay(self, section: str, rows: list[dict[str, Any]]) -> None:
@@ -140,4 +139,10 @@ class Runner:
             for name, value in row.items()
             if isinstance(value, float) and name not in (axis, *UNTOLD)
         ]
-        log.info("%s %s: %s", section, row.get("module", row[axis]), ", ".join(numbers))
+        log.info("%s %s: %s", section, _label(row, axis), ", ".join(numbers))
+
+
+def _label(row: Mapping[str, Any], axis: str, naming: bool = False) -> str:
+    """What a row is about: a module or a corruption by its name, else where it is on its axis."""
+    name = next((name for name in ("module", "corruption") if name in row), axis)
+    return f"{name} {row[name]}" if naming else str(row[name])

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rift.assembly import make_attack
+from rift.comparison import mcnemar, paired_bootstrap
 from rift.config import Config
-from rift.pipeline import Pipeline, method_name, model_name, paired_comparison
+from rift.pipeline import Pipeline, method_name, model_name
 from rift.protocol import departures, differences, flat, selection_notes
 from rift.provenance import provenance
+from rift.stages.corruption_evaluation import per_image
+from rift.store import StageFolder
 
 
 def make_summary(
@@ -19,6 +23,7 @@ def make_summary(
     folders = pipeline.folders
     results = {name: folder.result() for name, folder in folders.items()}
     device = pipeline.session.runtime.describe()
+    attack = make_attack(config.evaluation_attack)
     summary: dict[str, Any] = {
         "format": 2,
         "name": name,
@@ -31,9 +36,9 @@ def make_summary(
         "protocol": config.protocol.name,
         "smoke": config.smoke,
         "attack": {
-            "name": pipeline.evaluation_attack.name,
+            "name": attack.name,
             **asdict(config.evaluation_attack),
-            "epsilon_value": pipeline.evaluation_attack.epsilon,
+            "epsilon_value": attack.epsilon,
             "restarts": config.stage.evaluate.restarts,
         },
         "target": config.stage.finetune.target,
@@ -66,10 +71,11 @@ def make_summary(
             "attack": pipeline.selection_attack.name,
             **{epoch: results["at"][epoch] for epoch in ("best", "last")},
         }
-    accuracies = ("clean_accuracy", "robust_accuracy", "robust_accuracy_per_image", "num_images")
     for which in ("at", "rift"):
-        if f"evaluate_{which}" in results:
-            summary[which] = {name: results[f"evaluate_{which}"][name] for name in accuracies}
+        if found := measured_accuracies(config, results, which):
+            summary[which] = found
+    if "corruptions_at" in results:
+        summary["corruptions"] = corruption_tables(config, results)
     if "mrc" in results:
         columns = ("module", "mrc", "robust_accuracy_drop", "relative_norm", "rank")
         summary["mrc"] = [{name: row[name] for name in columns} for row in results["mrc"]["modules"]]
@@ -78,10 +84,93 @@ def make_summary(
     if "interpolate" in results:
         summary["alpha"] = results["interpolate"]["alpha"]
         summary["sweep"] = results["interpolate"]["sweep"]
-    paired = paired_comparison(folders)
+    paired = paired_tests(folders)
     if paired is not None:
         summary["paired"] = paired
+    summary["intervals"] = intervals(config, folders)
     return summary
+
+
+def measured_accuracies(
+    config: Config, results: Mapping[str, Mapping[str, Any]], which: str
+) -> dict[str, float | int]:
+    """What was measured of one of the two networks, `at` or `rift`, as fractions; empty if nothing was.
+
+    OOD accuracy has another name where the images are our own: the two are never compared.
+    """
+    found: dict[str, float | int] = {}
+    if (result := results.get(f"evaluate_{which}")) is not None:
+        names = ("clean_accuracy", "robust_accuracy", "robust_accuracy_per_image", "num_images")
+        found |= {name: result[name] for name in names}
+    if (result := results.get(f"corruptions_{which}")) is not None:
+        suffix = "" if result["kind"] == "published" else "_generated"
+        found[f"ood_accuracy{suffix}"] = ood_accuracy(config, result)
+    if (result := results.get(f"cifar10_1_{which}")) is not None:
+        found["cifar10_1_accuracy"] = result["clean_accuracy"]
+    return found
+
+
+def ood_accuracy(config: Config, result: Mapping[str, Any]) -> float:
+    """Mean accuracy over the corruptions of `stage.evaluate.ood`, at every severity that was measured."""
+    names, count = config.stage.evaluate.ood_names(), result["num_images"]
+    right = [n for version, n in result["correct"].items() if version.partition("/")[0] in names]
+    return sum(right) / (len(right) * count)
+
+
+def corruption_tables(config: Config, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the corrupted images are, and each network's accuracy on every version and in every mean."""
+    about = results["corruptions_at"]
+    tables: dict[str, Any] = {
+        "kind": about["kind"],
+        "paired": about["paired"],
+        "images": about["images"],
+        "num_images": about["num_images"],
+        "ood": config.stage.evaluate.ood,
+        "severities": sorted(set(config.stage.evaluate.severities)),
+    }
+    for which in ("at", "rift"):
+        if (result := results.get(f"corruptions_{which}")) is not None:
+            count = result["num_images"]
+            tables[which] = {
+                "means": result["means"],
+                "accuracy": {version: n / count for version, n in result["correct"].items()},
+            }
+    return tables
+
+
+def paired_tests(folders: Mapping[str, StageFolder]) -> dict[str, Any] | None:
+    """McNemar's test of θ_AT against θ* on the same test images, clean and worst-of-k robust."""
+    if "evaluate_at" not in folders or "evaluate_rift" not in folders:
+        return None
+    first, second = (folders[name].load("verdicts") for name in ("evaluate_at", "evaluate_rift"))
+    return {
+        "clean": mcnemar(first["clean"], second["clean"]),
+        "robust": mcnemar(first["robust"].amin(dim=0), second["robust"].amin(dim=0)),
+    }
+
+
+def intervals(config: Config, folders: Mapping[str, StageFolder]) -> dict[str, dict[str, Any]]:
+    """θ* against θ_AT on the same images: each difference with its interval and a verdict in words.
+
+    `clean`, `robust` (the worst run, where every run attacked all images), `robust_per_image`, `ood`, and
+    `ood_beyond_clean`: how much more OOD accuracy changes than clean accuracy, where the corrupted images
+    are the clean ones. Robust networks' OOD accuracy follows their clean accuracy, so that is the question.
+    """
+    pairs = {}
+    if {"evaluate_at", "evaluate_rift"} <= folders.keys():
+        first, second = (folders[f"evaluate_{which}"].load("verdicts") for which in ("at", "rift"))
+        pairs["clean"] = first["clean"], second["clean"]
+        pairs["robust_per_image"] = first["robust"].amin(dim=0), second["robust"].amin(dim=0)
+        exact = config.stage.evaluate.exact_runs
+        pairs["robust"] = (first["robust"], second["robust"]) if exact else pairs["robust_per_image"]
+    if {"corruptions_at", "corruptions_rift"} <= folders.keys():
+        names = config.stage.evaluate.ood_names()
+        ood = [per_image(folders[f"corruptions_{which}"].load("verdicts"), names) for which in ("at", "rift")]
+        pairs["ood"] = tuple(ood)
+        if "clean" in pairs and folders["corruptions_at"].result()["paired"]:
+            pairs["ood_beyond_clean"] = tuple(o - c for o, c in zip(ood, pairs["clean"], strict=True))
+    found = {name: paired_bootstrap(*pair) for name, pair in pairs.items()}
+    return {name: {**asdict(one), "verdict": one.verdict} for name, one in found.items()}
 
 
 def final_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +182,15 @@ def final_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
         "clean": "clean_accuracy",
         "robust": "robust_accuracy",
         "robust_per_image": "robust_accuracy_per_image",
+        "ood": "ood_accuracy",
+        "ood_generated": "ood_accuracy_generated",
+        "cifar10_1": "cifar10_1_accuracy",
     }
     at, rift = (summary.get(which, {}) for which in ("at", "rift"))
     found = {"alpha": summary.get("alpha"), "modules": summary.get("target_modules")}
     for name, metric in accuracies.items():
         found |= {f"at_{name}": at.get(metric), f"rift_{name}": rift.get(metric)}
-        if at and rift:
+        if metric in at and metric in rift:
             found[f"delta_{name}"] = rift[metric] - at[metric]
     # The paired test counts images, so it is of the reading per image.
     tested = {"clean": "p_clean", "robust": "p_robust_per_image"}
@@ -119,8 +211,9 @@ def decisive_options(config: Config, checkpoint: str | None) -> dict[str, Any]:
     typed = asdict(config)
     for name in ("seed", "runtime", "logger", "study", "output"):
         del typed[name]
-    for name in ("root", "download", "cache", "official_scan_split"):
+    for name in ("root", "download", "cache", "corrupted_root", "official_scan_split", "official_severities"):
         del typed["dataset"][name]
-    del typed["stage"]["run"]
+    del typed["stage"]["run"], typed["stage"]["evaluate"]["measure"]
+    typed["stage"]["evaluate"]["corruptions"] = config.corruptions_kind
     typed["model"]["checkpoint"] = checkpoint
     return flat(typed)

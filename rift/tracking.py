@@ -29,12 +29,17 @@ AXES = {
     "interpolate": "alpha",
     "evaluate_at": "run",
     "evaluate_rift": "run",
+    "corruptions_at": "index",
+    "corruptions_rift": "index",
+    "cifar10_1_at": "run",
+    "cifar10_1_rift": "run",
 }
 # What a curve leaves in the summary: its best value, where it is plain which one that is.
 _BEST = {
     "train_loss": "min",
     "train_robust_accuracy": "max",
     "clean_accuracy": "max",
+    "accuracy": "min",
     "robust_accuracy": "max",
     "mrc": "min",
     "robust_accuracy_drop": "min",
@@ -55,6 +60,9 @@ class Tracker:
 
     def sweep(self, points: list[dict[str, Any]]) -> None:
         """Clean against robust accuracy along α."""
+
+    def corruptions(self, about: Mapping[str, Any]) -> None:
+        """Accuracy under every corruption and severity, as a table."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """The job's final numbers."""
@@ -125,6 +133,16 @@ class WandbTracker(Tracker):
         self.run.log(
             {"interpolate/chart": wandb.plot.line(table, "clean_accuracy", "robust_accuracy", title=title)}
         )
+
+    @_forgiving
+    def corruptions(self, about: Mapping[str, Any]) -> None:
+        networks = [which for which in ("at", "rift") if which in about]
+        data = [
+            [*version.split("/"), about["kind"], *(about[which]["accuracy"][version] for which in networks)]
+            for version in about["at"]["accuracy"]
+        ]
+        columns = ["corruption", "severity", "images", *networks]
+        self.run.log({"corruptions/table": wandb.Table(columns=columns, data=data)})
 
     @_forgiving
     def summary(self, values: Mapping[str, Any]) -> None:

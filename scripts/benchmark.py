@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import textbook  # noqa: E402
+from corruption_loops import corruption_eval, corruptions  # noqa: E402
 from extrapolation import paper_rows  # noqa: E402
 from timing import ATTACK, Bench, Loop, Sizes, crafting_loop, make_at_step, make_network  # noqa: E402
 
@@ -56,10 +57,26 @@ EPSILON, STEP, STEPS = ATTACK.epsilon, ATTACK.step_size, ATTACK.steps
 ONE_STEP = replace(ATTACK, steps=1)  # makes every kernel that the whole attack needs
 
 CPU = Sizes(
-    attack=128, scan=160, scan_batch=160, scan_epochs=4, scan_every=5, evaluate=12, alphas=2, data=10_000
+    attack=128,
+    scan=160,
+    scan_batch=160,
+    scan_epochs=4,
+    scan_every=5,
+    evaluate=12,
+    alphas=2,
+    data=10_000,
+    corrupted=100,
 )
 GPU = Sizes(
-    attack=128, scan=2048, scan_batch=512, scan_epochs=2, scan_every=1, evaluate=2048, alphas=2, data=50_000
+    attack=128,
+    scan=2048,
+    scan_batch=512,
+    scan_epochs=2,
+    scan_every=1,
+    evaluate=2048,
+    alphas=2,
+    data=50_000,
+    corrupted=500,
 )
 
 
@@ -286,6 +303,8 @@ LOOPS: dict[str, Callable[[Bench], None]] = {
     "mrc_scan_bf16": mrc_scan,
     "mrc_projected": mrc_scan,
     "worst_of_3": lambda bench: worst_of_3(bench, "worst_of_3"),
+    "corruptions": corruptions,
+    "corruption_eval": corruption_eval,
     "alpha_sweep": lambda bench: worst_of_3(bench, "alpha_sweep", alphas=bench.sizes.alphas),
 }
 

@@ -17,7 +17,7 @@ from rift.attacks import Attack, pgd
 from rift.data import Split
 from rift.methods import METHODS
 from rift.models import build_model
-from rift.runtime import CraftingNetwork, Runtime, gradient_pass, graphed
+from rift.runtime import CraftingNetwork, Runtime, computes_bfloat16, gradient_pass, graphed
 from rift.runtime.throughput import forward_flops, wait_for
 from rift.stages.adversarial_training import crafter
 
@@ -37,6 +37,7 @@ class Sizes:
     evaluate: int
     alphas: int
     data: int
+    corrupted: int
 
 
 Loop = Callable[[], object]
@@ -64,7 +65,7 @@ class Bench:
         self.plain = make_network("resnet18").to(device).eval()
         self.fast = self.runtime.place(make_network("resnet18")).eval()
         self.forward = forward_flops(self.plain, self.images(1))
-        self.native_bf16 = device.type == "cuda" or cpu_has_bfloat16()
+        self.native_bf16 = computes_bfloat16(device)
 
     def images(self, count: int, channels_last: bool = False) -> Tensor:
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -163,12 +164,6 @@ class Bench:
             return torch.cuda.max_memory_allocated() / 2**20
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products; torch emulates them slowly elsewhere."""
-    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0].split()
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def make_network(name: str, classes: int = 10) -> nn.Module:

@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from rift.corruption_names import ALL
+
 RESNET_BLOCKS = {"resnet_small": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 
@@ -94,6 +96,40 @@ def summary(**changes: Any) -> dict[str, Any]:
         "wall_seconds": {"at": 10.2, "mrc": 3.0},
     }
     return {key: value for key, value in (full | changes).items() if value is not None}
+
+
+def corruptions(kind: str = "generated", delta: float = 0.01) -> dict[str, Any]:
+    """Accuracy falls with severity, more for some corruptions than for others; RiFT is `delta` above."""
+    versions = {
+        f"{name}/{severity}": round(0.8 - 0.01 * severity * (1 + ALL.index(name) % 5), 4)
+        for name in ALL
+        for severity in range(1, 6)
+    }
+    at, rift = versions, {version: value + delta for version, value in versions.items()}
+    means = {"15x5": 0.7, "15_severity5": 0.65, "18x5": 0.71, "all": 0.705}
+    return {
+        "kind": kind,
+        "paired": True,
+        "images": {"kind": kind, "constants": "cifar", "set": "CIFAR-10-C"},
+        "num_images": 10_000,
+        "ood": "paper15",
+        "severities": [1, 2, 3, 4, 5],
+        "at": {"means": means, "accuracy": at},
+        "rift": {"means": {name: value + delta for name, value in means.items()}, "accuracy": rift},
+    }
+
+
+def interval(delta: float, half: float, verdict: str) -> dict[str, Any]:
+    return {"delta": delta, "low": delta - half, "high": delta + half, "images": 10_000, "verdict": verdict}
+
+
+INTERVALS = {
+    "clean": interval(0.0275, 0.004, "better"),
+    "robust": interval(0.0005, 0.003, "no difference seen"),
+    "robust_per_image": interval(-0.0005, 0.003, "no difference seen"),
+    "ood": interval(0.021, 0.004, "better"),
+    "ood_beyond_clean": interval(-0.0065, 0.002, "worse"),
+}
 
 
 def accuracies(clean: float, robust: float, per_image: float, num_images: int = 10_000) -> dict[str, Any]:

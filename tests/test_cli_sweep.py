@@ -24,7 +24,7 @@ SWEEP = (
     "runtime.device=cpu",
     "runtime.threads=1",
 )
-STAGES = {"at": 1, "mrc": 1, "finetune": 2, "interpolate": 2, "evaluate": 3}
+STAGES = {"at": 1, "mrc": 1, "finetune": 2, "interpolate": 2, "evaluate": 3, "corruptions": 3}
 
 
 def sweep(output, **options):
@@ -134,4 +134,4 @@ def test_killed_and_given_again_it_does_only_what_is_missing(tmp_path, undisturb
         for file in path.glob("*.safetensors"):
             assert file.read_bytes() == (expected[name] / file.name).read_bytes(), f"{name}/{file.name}"
             compared += 1
-    assert compared == 2 + 2 * 2 + 2 + 3  # AT, two fine-tunings, two α*, three evaluations
+    assert compared == 2 + 2 * 2 + 2 + 3 + 3  # AT, two fine-tunings, two α*, three networks measured twice

@@ -15,12 +15,13 @@ from tiny_jobs import composed, config_of
 
 from rift.assembly import make_attack
 from rift.attacks import Attack
-from rift.config import STAGES, number, to_config
+from rift.config import number, to_config
 from rift.data import DATASETS
 from rift.explain import explain, option_names
 from rift.main import CONF
 from rift.methods import METHODS
 from rift.models import MODELS
+from rift.stage_options import STAGES
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
 GROUPS = sorted({str(path.parent) for path in FILES})

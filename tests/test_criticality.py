@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from rift.attacks import Attack, pgd, random_start
-from rift.config import MRCConfig
 from rift.criticality import Solver, module_robust_criticality, norm_of, project, robust_loss
 from rift.data import batches
 from rift.models import scannable_modules
 from rift.runtime import Runtime
 from rift.runtime.activations import ActivationCache
 from rift.runtime.suffix import FrozenGraph
+from rift.stage_options import MRCConfig
 from rift.stages.mrc_scan import make_solver
 
 RUNTIME = Runtime(torch.device("cpu"))

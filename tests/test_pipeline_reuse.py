@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_jobs import restored_process, results_of, same_bits, tiny_config
 
+import rift.measurements
 import rift.pipeline
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import save_tensors
@@ -57,7 +58,8 @@ def watch(patch) -> list[str]:
         return call
 
     for name in STAGES:
-        patch.setattr(rift.pipeline, name, watched(name, getattr(rift.pipeline, name)))
+        module = rift.measurements if name == "evaluation" else rift.pipeline
+        patch.setattr(module, name, watched(name, getattr(module, name)))
     return calls
 
 

@@ -7,7 +7,7 @@ import math
 
 import pandas as pd
 import pytest
-from report_samples import accuracies, resnet_modules, summary, write
+from report_samples import INTERVALS, accuracies, corruptions, resnet_modules, summary, write
 from rich.console import Console
 
 from rift.errors import UserError
@@ -156,3 +156,53 @@ def test_job_report_of_a_training_alone_has_no_figures(tmp_path):
 def test_job_report_refuses_a_folder_without_a_summary(tmp_path):
     with pytest.raises(UserError, match=r"summary\.json cannot be read"):
         job_report(tmp_path)
+
+
+def with_ood(kind):
+    suffix = {"published": "", "generated": "_generated"}[kind]
+    run = summary(corruptions=corruptions(kind), intervals=INTERVALS)
+    run["at"][f"ood_accuracy{suffix}"], run["rift"][f"ood_accuracy{suffix}"] = 0.7356, 0.7566
+    return run
+
+
+def test_the_third_column_of_published_images_stands_beside_the_paper_s():
+    row = job_frame(with_ood("published")).set_index("accuracy (%)").loc["OOD (published images)"]
+    assert row.tolist() == ["73.56", "75.66", "+2.10", "+1.70 … +2.50: better", "73.56", "75.69", "+2.13"]
+
+
+def test_generated_images_never_do():
+    frame = job_frame(with_ood("generated")).set_index("accuracy (%)")
+    row = frame.loc["OOD (generated images)"]
+    assert row[["paper AT", "paper RiFT", "paper Δ"]].tolist() == [MISSING] * 3
+    text = shown(with_ood("generated"))
+    assert "not the published images, so not to be compared with published numbers" in " ".join(text.split())
+
+
+def test_every_difference_has_an_interval_and_a_verdict():
+    frame = job_frame(with_ood("published")).set_index("accuracy (%)")
+    assert frame["Δ, 95 % interval"].tolist() == [
+        "+2.35 … +3.15: better",
+        "-0.25 … +0.35: no difference seen (n = 10000)",
+        "-0.35 … +0.25: no difference seen (n = 10000)",
+        "+1.70 … +2.50: better",
+    ]
+    said = " ".join(shown(with_ood("published")).split())
+    assert "Δ OOD − Δ clean: -0.65 points (-0.85 … -0.45, n = 10000): OOD gains less than clean." in said
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_three_columns_fit_the_terminal(width):
+    text = shown(with_ood("published"), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(cell in text for cell in ("81.00 ± 0.39", "75.66", "+2.10"))
+
+
+def test_the_page_has_every_version_and_every_mean(tmp_path):
+    folder = write(tmp_path, corruptions=corruptions(), intervals=INTERVALS)
+    report = job_report(folder)
+    page = report["page"].read_text()
+    assert "## Under corruption" in page and "![corruptions](figures/corruptions.png)" in page
+    for mean in ("15x5", "15_severity5", "18x5"):
+        assert f"| {mean} " in page
+    assert "| fog " in page and "79.0 / 80.0" in page
+    assert (folder / "figures" / "corruptions.pdf").is_file()

@@ -171,3 +171,15 @@ def test_caption_names_the_attack_and_the_papers_tables():
     caption = study_caption(kept)
     assert "the worst run of pgd10, linf, 8/255, step 2/255, 3 runs" in caption
     assert "Paper: Table 1; Table 2." in caption
+
+
+def test_published_and_generated_images_have_columns_of_their_own():
+    published = job("a", at=accuracies(0.81, 0.53, 0.52) | {"ood_accuracy": 0.73})
+    generated = job("b", at=accuracies(0.81, 0.53, 0.52) | {"ood_accuracy_generated": 0.72}, dataset="digits")
+    cells = study_cells(table([published, generated])[0], stacked=False).set_index("dataset")
+    assert cells.loc["cifar10", "OOD AT"] == "73.00" and cells.loc["cifar10", "OOD generated AT"] == MISSING
+    assert cells.loc["digits", "OOD generated AT"] == "72.00" and cells.loc["digits", "OOD AT"] == MISSING
+    assert cells.loc["cifar10", "paper OOD AT"] == "73.56"
+    stacked = study_cells(table([published])[0], stacked=True).iloc[0]
+    assert stacked[""].splitlines() == ["clean", "  paper", "OOD", "  paper", "robust", "  paper"]
+    assert not any("OOD" in name for name in study_cells(table([job("c")])[0], stacked=False))

@@ -9,8 +9,9 @@ import torch
 from tiny_jobs import stage_folder, tiny_config, tiny_session
 
 from rift.assembly import make_attack
+from rift.comparison import mcnemar
 from rift.data import load_dataset
-from rift.stages import evaluation, mcnemar
+from rift.stages import evaluation
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import textbook
 import torch
 
 from rift.attacks import Attack, random_start
-from rift.config import ATConfig
 from rift.data import batches
 from rift.methods import METHODS
 from rift.models import build_model
 from rift.runtime import Runtime
+from rift.stage_options import ATConfig
 from rift.stages import Session, adversarial_training
 from rift.stages.training import make_optimizer, make_schedule
 from rift.store import Store

@@ -19,16 +19,14 @@ from torchvision import transforms
 class ImageList(Dataset):
     """Images as torchvision keeps them, transformed one by one."""
 
-    def __init__(self, images: Tensor, labels: Tensor, padding: int) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, padding: int, augment: bool = True) -> None:
         self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = labels.numpy()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(self.images.shape[1], padding=padding),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-            ]
-        )
+        moved = [
+            transforms.RandomCrop(self.images.shape[1], padding=padding),
+            transforms.RandomHorizontalFlip(),
+        ]
+        self.transform = transforms.Compose([*(moved if augment else []), transforms.ToTensor()])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,9 +35,17 @@ class ImageList(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def loader(images: Tensor, labels: Tensor, batch_size: int, padding: int = 4, workers: int = 2) -> DataLoader:
-    """Crop, flip and conversion per image, in worker processes."""
-    return DataLoader(ImageList(images, labels, padding), batch_size, shuffle=True, num_workers=workers)
+def loader(
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    padding: int = 4,
+    workers: int = 2,
+    augment: bool = True,
+) -> DataLoader:
+    """Crop, flip and conversion per image, in worker processes; for evaluation the conversion alone."""
+    data = ImageList(images, labels, padding, augment)
+    return DataLoader(data, batch_size, shuffle=augment, num_workers=workers)
 
 
 def pgd(

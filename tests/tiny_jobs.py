@@ -46,6 +46,7 @@ TINY = (
     "stage.interpolate.points=3",
     "stage.interpolate.restarts=1",
     "stage.evaluate.restarts=2",
+    "stage.evaluate.measure=[pgd]",
 )
 
 

@@ -32,7 +32,7 @@ def mrc_figure(summary: dict[str, Any]) -> Figure:
     entries = summary["mrc"]
     least, most = _extremes(entries)
     colours = [BLUE if e is least else ORANGE if e is most else GREY for e in entries]
-    figure = _figure(8.2, 1.75 + 0.2 * max(len(entries), 5))
+    figure = new_figure(8.2, 1.75 + 0.2 * max(len(entries), 5))
     drops, mrcs = figure.subplots(1, 2, sharey=True)
     reported = _by_row(entries, paper_scan(summary))
     drop_values = [100 * e["robust_accuracy_drop"] for e in entries]
@@ -65,7 +65,7 @@ def alpha_figure(summary: dict[str, Any]) -> Figure:
     start, tolerance = _position(alphas, 0.0), summary.get("alpha_tolerance")
     floor = None if start is None or tolerance is None else float(curve[start, 1]) - 100 * tolerance
 
-    figure = _figure(6.4, 4.8)
+    figure = new_figure(6.4, 4.8)
     axes = figure.subplots()
     axes.plot(*curve.T, color=BLUE, lw=1.2, marker="o", ms=4.5, zorder=3)
     handles: list[Any] = [
@@ -102,7 +102,8 @@ _DIAMOND = {"marker": "D", "ls": "", "ms": 5, "mfc": "white", "mec": "black", "m
 _STAR = {"marker": "*", "ls": "", "ms": 15, "mfc": ORANGE, "mec": "white", "mew": 0.8}
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches that needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=100)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     FigureCanvasAgg(figure)

@@ -14,7 +14,8 @@ from rift.report.paper import paper_row
 from rift.report.tables import rich_table
 
 SMOKE_MARK = "smoke run: not a result"
-_WIDE = 120  # columns that the table needs without line breaks in its cells
+INTERVAL = "Δ, 95 % interval"
+_WIDE = 150  # columns that the table needs without line breaks in its cells
 
 
 def job_title(summary: dict[str, Any]) -> str:
@@ -42,14 +43,41 @@ def job_frame(summary: dict[str, Any]) -> pd.DataFrame:
     paired = summary.get("paired") or {}
     robust = paired.get("robust")
     rows = [
-        _row(summary, "clean", "clean_accuracy", paired.get("clean"), "clean"),
+        _row(summary, "clean", "clean", "clean_accuracy", paired.get("clean"), "clean"),
         _row(
-            summary, f"robust (worst run{of})", "robust_accuracy", robust if restarts == 1 else None, "robust"
+            summary,
+            f"robust (worst run{of})",
+            "robust",
+            "robust_accuracy",
+            robust if restarts == 1 else None,
+            "robust",
         ),
-        _row(summary, f"robust (worst per image{of})", "robust_accuracy_per_image", robust, None),
+        _row(
+            summary,
+            f"robust (worst per image{of})",
+            "robust_per_image",
+            "robust_accuracy_per_image",
+            robust,
+            None,
+        ),
     ]
+    for metric, name, paper in (
+        ("ood_accuracy", "OOD (published images)", "ood"),
+        ("ood_accuracy_generated", "OOD (generated images)", None),  # never beside the paper's
+        ("cifar10_1_accuracy", "CIFAR-10.1", None),
+    ):
+        if metric in (summary.get("at") or {}):
+            rows.append(_row(summary, name, "ood" if "ood" in metric else None, metric, None, paper))
     frame = pd.DataFrame(rows)
-    return frame if paper_row(summary) else frame[[c for c in frame if not c.startswith("paper")]]
+    if not paper_row(summary):
+        frame = frame[[c for c in frame if not c.startswith("paper")]]
+    return frame if summary.get("intervals") else frame.drop(columns=[INTERVAL])
+
+
+def ood_text(summary: dict[str, Any]) -> str:
+    """What the OOD accuracy is the mean of: `paper15, severities 1, 2, 3`."""
+    about = summary["corruptions"]
+    return f"{about['ood']}, severities {', '.join(map(str, about['severities']))}"
 
 
 def job_explanations(summary: dict[str, Any]) -> list[str]:
@@ -71,6 +99,21 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
     if images:
         test = "; p is of a paired test on the same images" if summary.get("paired") else ""
         lines.append(f"± is one standard error on {images} test images{test}.")
+    if summary.get("corruptions"):
+        lines.append(f"OOD: mean over {ood_text(summary)}. {corruption_text(summary)}")
+    if beyond := (summary.get("intervals") or {}).get("ood_beyond_clean"):
+        words = {
+            "better": "more than the clean gain is there",
+            "worse": "OOD gains less than clean",
+            "no difference seen": "no more and no less than the clean difference is seen",
+        }
+        low, high = (number(100 * beyond[end], signed=True) for end in ("low", "high"))
+        lines.append(
+            f"Δ OOD − Δ clean: {number(100 * beyond['delta'], signed=True)} points ({low} … {high}, "
+            f"n = {beyond['images']}): {words[beyond['verdict']]}."
+        )
+    if summary.get("intervals"):
+        lines.append("Intervals: paired bootstrap over test images, all versions of an image together.")
     row = paper_row(summary)
     lines.append(f"Paper: {row.source}, mean of 3 seeds." if row else "The paper reports no such row.")
     return lines
@@ -134,7 +177,7 @@ def print_job_table(console: Console, summary: dict[str, Any]) -> None:
     frame = job_frame(summary)
     narrow = console.width < _WIDE
     if narrow:
-        frame = frame.map(lambda cell: cell.replace(" (", "\n("))
+        frame = _with_intervals_below(frame).map(lambda cell: cell.replace(" (", "\n("))
         frame.columns = [name.replace("paper ", "paper\n") for name in frame]
     console.print(rich_table(frame, job_title(summary), gap=1 if narrow else 2))
     for line in job_explanations(summary):
@@ -142,7 +185,27 @@ def print_job_table(console: Console, summary: dict[str, Any]) -> None:
     _print_notes(console, summary)
 
 
+def _with_intervals_below(frame: pd.DataFrame) -> pd.DataFrame:
+    """For narrow terminals: the interval and the verdict as lines of their own under the difference."""
+    if INTERVAL not in frame:
+        return frame
+    lines = frame[INTERVAL].str.replace(": ", "\n").str.replace("difference ", "difference\n")
+    both = frame["Δ (points)"] + ("\n" + lines).where(lines != MISSING, "")
+    return frame.assign(**{"Δ (points)": both}).drop(columns=INTERVAL)
+
+
+def seconds_text(summary: dict[str, Any]) -> str | None:
+    """`Seconds: at 312.4, mrc 45.1`; reused results tell what they once took."""
+    seconds = {
+        name: value for name, value in (summary.get("wall_seconds") or {}).items() if value is not None
+    }
+    listing = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return f"Seconds: {listing}." if listing else None
+
+
 def _print_notes(console: Console, summary: dict[str, Any]) -> None:
+    if seconds := seconds_text(summary):
+        _print_indented(console, seconds, style="dim")
     differences = summary.get("differences") or []
     if differences:
         _print_indented(console, "How this run differs from the paper's protocol:")
@@ -156,15 +219,45 @@ def _print_indented(console: Console, line: str, style: str = "") -> None:
     console.print(Padding(Text(line, style=style), (0, 0, 0, 2), expand=False))
 
 
+def corruption_text(summary: dict[str, Any]) -> str:
+    """What the images are, in a sentence: whose, and how many."""
+    about = summary["corruptions"]
+    images = about["images"]
+    if about["kind"] == "generated":
+        source = f"Generated here, CIFAR-10-C style, with the constants of the {images['constants']} script"
+        source += "; not the published images, so not to be compared with published numbers"
+    else:
+        source = f"The published {images['set']}"
+    clean = "" if about["paired"] else "; other crops than the clean test images"
+    return f"{source}{clean}. {about['num_images']} images in each version."
+
+
+def interval_text(interval: dict[str, Any] | None) -> str:
+    """`+0.31 … +1.92: better`, in points; a dash where nothing was compared."""
+    if not interval:
+        return MISSING
+    low, high = (number(100 * interval[end], signed=True) for end in ("low", "high"))
+    count = f" (n = {interval['images']})" if interval["verdict"] == "no difference seen" else ""
+    return f"{low} … {high}: {interval['verdict']}{count}"
+
+
 def _row(
-    summary: dict[str, Any], name: str, metric: str, paired: dict[str, Any] | None, paper_metric: str | None
+    summary: dict[str, Any],
+    name: str,
+    key: str | None,
+    metric: str,
+    paired: dict[str, Any] | None,
+    paper_metric: str | None,
 ) -> dict[str, str]:
     at, rift = summary.get("at") or {}, summary.get("rift") or {}
+    # The versions of a corrupted image are not independent, and CIFAR-10.1 is another set.
+    images = None if key in ("ood", None) else at.get("num_images")
     cells = {
         "accuracy (%)": name,
-        "AT": _accuracy(at.get(metric), at.get("num_images")),
-        "RiFT": _accuracy(rift.get(metric), rift.get("num_images")),
-        "Δ (points)": _difference(at.get(metric), rift.get(metric), at.get("num_images"), paired),
+        "AT": _accuracy(at.get(metric), images),
+        "RiFT": _accuracy(rift.get(metric), images),
+        "Δ (points)": _difference(at.get(metric), rift.get(metric), images, paired),
+        INTERVAL: interval_text((summary.get("intervals") or {}).get(key)),
     }
     row = paper_row(summary) if paper_metric else None
     values = (

@@ -8,14 +8,24 @@ from typing import Any
 import pandas as pd
 
 from rift.report.cells import MISSING, number
+from rift.report.corruptions import corruption_figure, corruption_frame, means_frame
 from rift.report.figures import alpha_figure, mrc_figure, save_figure
-from rift.report.job import SMOKE_MARK, is_evaluated, job_explanations, job_frame, job_title, training_text
+from rift.report.job import (
+    SMOKE_MARK,
+    corruption_text,
+    is_evaluated,
+    job_explanations,
+    job_frame,
+    job_title,
+    seconds_text,
+    training_text,
+)
 from rift.report.results import SUMMARY_FILE, read_summary
 from rift.report.tables import markdown_table
 
 
 def job_report(job_folder: Path) -> dict[str, Any]:
-    """Writes `report.md` and `figures/{mrc,alpha}.{png,pdf}` into a finished job's folder.
+    """Writes `report.md` and `figures/{mrc,alpha,corruptions}.{png,pdf}` into a finished job's folder.
 
     Figures of stages that did not run are left out.
 
@@ -40,6 +50,8 @@ def job_figures(summary: dict[str, Any], folder: Path, prefix: str = "") -> list
         paths += save_figure(mrc_figure(summary), folder / f"{prefix}mrc.png")
     if summary.get("sweep"):
         paths += save_figure(alpha_figure(summary), folder / f"{prefix}alpha.png")
+    if summary.get("corruptions"):
+        paths += save_figure(corruption_figure(summary), folder / f"{prefix}corruptions.png")
     return paths
 
 
@@ -60,6 +72,10 @@ def job_markdown(summary: dict[str, Any], figures: list[Path]) -> str:
         parts += ["## Along α", markdown_table(_sweep_frame(summary), text_columns=0)]
     if summary.get("mrc"):
         parts += ["## Scan, in network order", markdown_table(_scan_frame(summary))]
+    if summary.get("corruptions"):
+        parts += ["## Under corruption", corruption_text(summary)]
+        parts += [markdown_table(means_frame(summary)), "Accuracy in percent, AT / RiFT, at each severity:"]
+        parts += [markdown_table(corruption_frame(summary))]
     origin = _origin(summary)
     parts += ["## Where the numbers come from", _bullets(origin)] if origin else []
     return "\n\n".join(parts) + "\n"
@@ -111,9 +127,6 @@ def _origin(summary: dict[str, Any]) -> list[str]:
         lines.append(
             "versions: " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
         )
-    seconds = {
-        stage: value for stage, value in (summary.get("wall_seconds") or {}).items() if value is not None
-    }
-    if seconds:
-        lines.append("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()))
+    if seconds := seconds_text(summary):
+        lines.append(seconds[0].lower() + seconds[1:].rstrip("."))
     return lines

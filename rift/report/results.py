@@ -16,8 +16,12 @@ FORMAT = 2
 _TEXTS = ("name", "model", "dataset", "method")
 _OBJECTS = (
     "attack", "at", "rift", "paired", "overrides", "options", "training", "provenance", "wall_seconds",
+    "corruptions", "intervals",
 )  # fmt: skip
-_ACCURACIES = ("clean_accuracy", "robust_accuracy", "robust_accuracy_per_image")
+_ACCURACIES = (
+    "clean_accuracy", "robust_accuracy", "robust_accuracy_per_image", "ood_accuracy",
+    "ood_accuracy_generated", "cifar10_1_accuracy",
+)  # fmt: skip
 _ROWS = {
     "mrc": ("module", ("mrc", "robust_accuracy_drop")),
     "sweep": ("alpha", ("alpha", "clean_accuracy", "robust_accuracy")),

@@ -18,7 +18,11 @@ _METRICS = {
     "clean": "clean_accuracy",
     "robust": "robust_accuracy",
     "robust_per_image": "robust_accuracy_per_image",
+    "ood": "ood_accuracy",  # of the published images
+    "ood_generated": "ood_accuracy_generated",  # of our own: another column, and never beside the paper's
 }
+# The metrics of a table, and the paper's name for them.
+_SHOWN = {"clean": "clean", "ood": "ood", "ood_generated": None, "robust": "robust"}
 _MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift", "delta")] + ["alpha"]
 # Options that a column of its own tells.
 _TOLD = {
@@ -176,10 +180,12 @@ def _settings(jobs: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame
 def _paper_numbers(group: pd.DataFrame) -> dict[str, float | None]:
     row = paper_row(group["job"].iloc[0].summary)
     numbers: dict[str, float | None] = {}
-    for metric in ("clean", "robust"):
-        numbers[f"paper_{metric}_at"] = row.at[metric] if row else None
-        numbers[f"paper_{metric}_rift"] = row.rift[metric] if row and row.rift else None
-        numbers[f"paper_{metric}_delta"] = row.delta(metric) if row else None
+    for metric in filter(None, _SHOWN.values()):
+        # Where nothing of ours was measured, the paper's number would stand beside nothing.
+        told = row if metric != "ood" or group["ood_at"].notna().any() else None
+        numbers[f"paper_{metric}_at"] = told.at[metric] if told else None
+        numbers[f"paper_{metric}_rift"] = told.rift[metric] if told and told.rift else None
+        numbers[f"paper_{metric}_delta"] = told.delta(metric) if told else None
     return numbers
 
 
@@ -205,10 +211,15 @@ def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
     }
     row["α*"] = cells["alpha"]
     for prefix, head in (("", ""), ("paper_", "paper ")):
-        for metric in ("clean", "robust"):
+        for metric in _SHOWN if not prefix else filter(None, _SHOWN.values()):
             for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
-                row[f"{head}{metric} {shown}"] = cells[f"{prefix}{metric}_{part}"]
+                row[f"{head}{metric_text(metric)} {shown}"] = cells[f"{prefix}{metric}_{part}"]
     return row
+
+
+def metric_text(metric: str) -> str:
+    """How a table calls a metric."""
+    return {"ood": "OOD", "ood_generated": "OOD generated"}.get(metric, metric)
 
 
 def _stacked(setting: dict[str, Any], group: pd.DataFrame, name_attack: bool) -> dict[str, str]:
@@ -220,12 +231,14 @@ def _stacked(setting: dict[str, Any], group: pd.DataFrame, name_attack: bool) ->
     lines.append(f"n = {len(group)}" + ("" if cells["alpha"] == MISSING else f", α* = {cells['alpha']}"))
     lines += [SMOKE_MARK] if setting["smoke"] else []
     # The paper's numbers stand under ours, not beside them: so the table fits 80 columns.
-    metrics = [("", "clean"), ("paper_", "clean"), ("", "robust"), ("paper_", "robust")]
-    if paper_row(group["job"].iloc[0].summary) is None:
-        metrics = metrics[::2]
+    reported = paper_row(group["job"].iloc[0].summary) is not None
+    metrics = []
+    for metric, in_paper in _SHOWN.items():
+        if cells[f"{metric}_at"] != MISSING or metric in ("clean", "robust"):
+            metrics += [("", metric)] + ([("paper_", in_paper)] if reported and in_paper else [])
     row = {
         "setting": "\n".join(line for line in lines if line),
-        "": "\n".join("  paper" if prefix else metric for prefix, metric in metrics),
+        "": "\n".join("  paper" if prefix else metric_text(metric) for prefix, metric in metrics),
     }
     for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
         row[shown] = "\n".join(cells[f"{prefix}{metric}_{part}"] for prefix, metric in metrics)
@@ -233,11 +246,11 @@ def _stacked(setting: dict[str, Any], group: pd.DataFrame, name_attack: bool) ->
 
 
 def _without_empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drops optional columns that say nothing: no paper row anywhere, no settings anywhere."""
+    """Drops optional columns that say nothing: no paper row, no settings, no OOD accuracy anywhere."""
     empty = [
         name
         for name in frame.columns
-        if (name.startswith("paper") or name in ("settings", "target", "protocol"))
+        if (name.startswith(("paper", "OOD")) or name in ("settings", "target", "protocol"))
         and (frame[name] == MISSING).all()
     ]
     return frame.drop(columns=empty)

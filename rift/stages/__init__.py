@@ -1,10 +1,12 @@
 """The paper, one file per step."""
 
 from rift.stages.adversarial_training import adversarial_training
-from rift.stages.evaluation import evaluation, mcnemar
+from rift.stages.corruption_evaluation import corruption_evaluation
+from rift.stages.evaluation import evaluation
 from rift.stages.fine_tuning import choose_modules, fine_tuning
 from rift.stages.interpolation import best_alpha, interpolate, interpolation
 from rift.stages.mrc_scan import mrc_scan
+from rift.stages.natural_shift import natural_shift
 from rift.stages.session import Session
 
 __all__ = [
@@ -12,10 +14,11 @@ __all__ = [
     "adversarial_training",
     "best_alpha",
     "choose_modules",
+    "corruption_evaluation",
     "evaluation",
     "fine_tuning",
     "interpolate",
     "interpolation",
-    "mcnemar",
     "mrc_scan",
+    "natural_shift",
 ]

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from rift.attacks import Attack, pgd, random_start
 from rift.attacks.evaluation import Craft
-from rift.config import ATConfig
 from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
 from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, seed_everything
 from rift.runtime.graphs import Pass
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
+from rift.stage_options import ATConfig
 from rift.stages.session import Session
 from rift.stages.training import Training
 from rift.store import StageFolder

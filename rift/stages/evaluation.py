@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from rift.attacks import Attack
-from rift.config import EvaluateConfig
+from rift.stage_options import EvaluateConfig
 from rift.stages.session import Session
 from rift.store import StageFolder
 
@@ -62,21 +61,3 @@ def evaluation(
         "robust_accuracy_per_image": verdicts.robust_accuracy_per_image,
         "num_images": len(test),
     }
-
-
-def mcnemar(first: Tensor, second: Tensor) -> dict[str, float | int]:
-    """Exact McNemar test of two networks on the same images.
-
-    Args:
-        first, second: (N,) verdicts, non-zero where the network is right.
-
-    Returns:
-        How many images only the one and only the other has right, and the two-sided p-value of their
-        being equally likely.
-    """
-    first, second = first.bool(), second.bool()
-    only_first = int((first & ~second).sum())
-    only_second = int((second & ~first).sum())
-    different = only_first + only_second
-    p_value = float(binomtest(only_first, different).pvalue) if different else 1.0
-    return {"only_at": only_first, "only_rift": only_second, "p_value": p_value}

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rift.attacks.evaluation import correct
-from rift.config import TARGETS, FinetuneConfig
 from rift.data import batches
 from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
@@ -18,6 +17,7 @@ from rift.progress import measured
 from rift.randomness import derive_seed
 from rift.runtime import batchnorm_layers, borrowed, gradient_pass, seed_everything
 from rift.runtime.graphs import Pass
+from rift.stage_options import TARGETS, FinetuneConfig
 from rift.stages.session import Session
 from rift.stages.training import Training
 from rift.store import StageFolder

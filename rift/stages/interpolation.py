@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rift.attacks import Attack
-from rift.config import InterpolateConfig
 from rift.data import batches
 from rift.randomness import derive_seed
 from rift.runtime import CraftingNetwork, batchnorm_layers
+from rift.stage_options import InterpolateConfig
 from rift.stages.session import Session
 from rift.store import StageFolder
 

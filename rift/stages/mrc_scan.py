@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from rift.attacks import Attack, pgd, random_start
-from rift.config import MRCConfig
 from rift.criticality import Batch, Criticality, Solver, module_robust_criticality, robust_loss
 from rift.data import Split, batches
 from rift.errors import UserError
@@ -20,6 +19,7 @@ from rift.progress import measured
 from rift.randomness import permutation
 from rift.runtime import CraftingNetwork, graphed
 from rift.runtime.device import DTYPES
+from rift.stage_options import MRCConfig
 from rift.stages.scanned_network import ScannedNetwork, View
 from rift.stages.session import Session
 from rift.stages.training import make_optimizer

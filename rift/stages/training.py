@@ -12,9 +12,9 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from rift.config import MRCConfig, TrainingConfig
 from rift.errors import UserError
 from rift.runtime import Runtime
+from rift.stage_options import MRCConfig, TrainingConfig
 from rift.store import StageFolder
 
 
