@@ -35,6 +35,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.cuts, self.asked = [], []
 
+    def handle_error(self, *_):
+        """Clients that stop listening are part of the tests."""
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/files/Fake-C.tar?download=1"
@@ -211,8 +214,9 @@ def test_a_damaged_archive_is_one_sentence(tmp_path):
     make_tar(tmp_path / "a.tar", ("Fake-C/good", b"good" * 10_000))
     for content in (b"no archive", (tmp_path / "a.tar").read_bytes()[:5000]):
         (tmp_path / "b.tar").write_bytes(content)
-        with pytest.raises(UserError, match=r"b\.tar is not a whole tar archive"):
+        with pytest.raises(UserError, match=r"b\.tar is not a whole tar archive") as error:
             unpack(tmp_path / "b.tar", tmp_path / "new")
+        assert "\n" not in str(error.value)
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
 
 

@@ -174,7 +174,8 @@ def _origin(md5: str) -> str:
 def _check_labels(labels: np.ndarray, folder: Path, indices: np.ndarray, expected: Tensor) -> None:
     if len(indices) and not 0 <= indices.min() <= indices.max() < IMAGES:
         raise UserError(
-            f"the test set has an image {indices.max()}, but {folder} holds {IMAGES} of each severity."
+            f"the test set has an image {indices.max()}, but {folder} holds {IMAGES} of each severity: use "
+            "the official test set."
         )
     for severity in SEVERITIES:
         found = np.asarray(labels[(severity - 1) * IMAGES + indices], dtype=np.int64)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rift.data.corrupted import EXTRA
 from rift.data.decode import decode_cached, decode_image
 from rift.data.splits import Split
 from rift.data.versions import check_version
@@ -195,10 +196,11 @@ def _check_alike(
                     problems.append(f"{version} (other file names in {wnid})")
                     break
     if problems:
+        archives = [EXTRA_ARCHIVE if problem.split("/")[0] in EXTRA else ARCHIVE for problem in problems]
+        urls = " and ".join(sorted({archive.url for archive in archives}))
         raise UserError(
             f"{len(problems)} of the {len(listings)} versions needed in {folder} are not whole: "
-            f"{'; '.join(problems)}; unpack the published archive there again, from {ARCHIVE.url} "
-            f"(speckle_noise, gaussian_blur, spatter and saturate from {EXTRA_ARCHIVE.url})."
+            f"{'; '.join(problems)}; unpack {urls} there again."
         )
 
 

@@ -36,9 +36,7 @@ def unpack(archive: Path, into: Path) -> None:
             tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
             tar.extractall(into, members=_members(tar))  # noqa: S202 (all members are checked above)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(
-            f"{archive} is not a whole tar archive ({error}): remove it and fetch it again."
-        ) from error
+        raise UserError(f"{archive} is not a whole tar archive: remove it and fetch it again.") from error
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
