@@ -58,7 +58,7 @@ def open_published(
         _fetch(name, root, folder, corruptions)
     if not folder.is_dir():
         raise UserError(
-            f"{folder.name} was not found at {folder}: point dataset.root= to the folder that contains "
+            f"{folder.name} was not found at {folder}: point dataset.corrupted_root= to the folder that contains "
             f"{folder.name}, or set dataset.download=true to fetch it."
         )
     if name == "tiny_imagenet":
