@@ -151,7 +151,7 @@ def test_sets_that_are_not_published(cifar, tmp_path):
 
 def test_a_missing_folder_names_the_options(cifar):
     shutil.rmtree(cifar[0] / "CIFAR-10-C")
-    with pytest.raises(UserError, match=r"dataset\.root=.*dataset\.download=true") as error:
+    with pytest.raises(UserError, match=r"dataset\.corrupted_root=.*dataset\.download=true") as error:
         open_cifar(cifar)
     sentence(error)
 
@@ -416,7 +416,10 @@ def delete_class(tiny):
             ),
             r"1 of the 4 .*: snow/1 \(other file names in n02\)",
         ),
-        (lambda tiny: shutil.rmtree(tiny / "Tiny-ImageNet-C"), "dataset.root=.*dataset.download=true"),
+        (
+            lambda tiny: shutil.rmtree(tiny / "Tiny-ImageNet-C"),
+            "dataset.corrupted_root=.*dataset.download=true",
+        ),
         (
             lambda tiny: Image.new("RGB", (32, 32)).save(tiny / "Tiny-ImageNet-C/fog/4/n01/val_0.JPEG"),
             r"fog/4/n01/val_0.JPEG holds images of \(3, 32, 32\)",

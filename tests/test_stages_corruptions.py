@@ -6,13 +6,14 @@ import pytest
 import torch
 from tiny_jobs import Killed, restored_process, stage_folder, tiny_config, tiny_session
 
+import rift.measurements
 from rift.assembly import make_runtime, make_session
 from rift.corruption_names import ALL, SELECTIONS, STANDARD
 from rift.data import load_dataset
 from rift.data.generated import GeneratedSet
 from rift.errors import UserError
 from rift.pipeline import Pipeline
-from rift.stages import corruption_evaluation
+from rift.stages import corruption_evaluation, natural_shift
 from rift.stages.corruption_evaluation import named_means, per_image
 from rift.store import Store
 from rift.summary import corruption_tables, intervals, measured_accuracies
@@ -174,6 +175,41 @@ def test_what_is_reported_is_read_off_the_verdicts(finished):
     gain = found["ood"]["delta"] - found["clean"]["delta"]
     assert found["ood_beyond_clean"]["delta"] == pytest.approx(gain)
     assert all(one["low"] <= one["delta"] <= one["high"] for one in found.values())
+
+
+class Published(GeneratedSet):
+    """Stands for the published images of a set that has none."""
+
+    kind = "published"
+    paired = False
+
+
+def test_published_images_are_reported_under_their_own_name(tmp_path, monkeypatch):
+    opened = []
+
+    def open_published(name, root, *, test, **options):
+        opened.append((name, str(root), options["severities"]))
+        return Published(test)
+
+    monkeypatch.setattr(rift.measurements, "open_published", open_published)
+    config, folders = run(
+        tmp_path, "stage.evaluate.measure=[pgd,corruptions]", "dataset.corrupted_root=/sets"
+    )
+    assert opened == [("digits", "/sets", [1, 5])]
+    results = {name: folder.result() for name, folder in folders.items()}
+    for which in ("at", "rift"):
+        found = measured_accuracies(config, results, which)
+        assert "ood_accuracy" in found and "ood_accuracy_generated" not in found
+    # Images that are not the clean test images say nothing of what lies beyond the clean difference.
+    assert "ood" in intervals(config, folders) and "ood_beyond_clean" not in intervals(config, folders)
+
+
+def test_other_photographs_of_the_same_classes_are_a_measurement_too(session, state, tmp_path):
+    test = session.dataset.test
+    found = natural_shift(session, stage_folder(tmp_path), state, test)
+    with torch.no_grad():
+        right = session.network(state)(test.images / 255).argmax(1) == test.labels
+    assert found == {"clean_accuracy": right.double().mean().item(), "num_images": 90}
 
 
 @pytest.mark.parametrize(

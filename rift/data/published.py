@@ -49,8 +49,8 @@ def open_published(
     """
     if name not in FOLDERS:
         raise UserError(
-            f"no corrupted versions of {name} are published, only of {', '.join(FOLDERS)}: generate "
-            "them instead."
+            f"no corrupted versions of {name} are published, only of {', '.join(FOLDERS)}: leave "
+            "dataset.corrupted_root unset, and they are generated."
         )
     corruptions, severities = check_names(corruptions, severities)
     folder = root / FOLDERS[name]
@@ -58,8 +58,8 @@ def open_published(
         _fetch(name, root, folder, corruptions)
     if not folder.is_dir():
         raise UserError(
-            f"{folder.name} was not found at {folder}: point dataset.corrupted_root= to the folder that contains "
-            f"{folder.name}, or set dataset.download=true to fetch it."
+            f"{folder.name} was not found at {folder}: point dataset.corrupted_root= to the folder that "
+            f"contains {folder.name}, or set dataset.download=true to fetch it."
         )
     if name == "tiny_imagenet":
         return tiny_imagenet_c.open_tiny_imagenet_c(folder, corruptions, severities, test, classes, cache)
