@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rift.report.cells import MISSING, mean_and_std, number
-from rift.report.job import SMOKE_MARK, attack_text
+from rift.report.job import SMOKE_MARK, attack_text, ood_text
 from rift.report.paper import canonical_target, paper_row
 from rift.report.results import Job
 
@@ -167,8 +167,11 @@ def study_caption(jobs: pd.DataFrame) -> str:
     attack = f"the worst run of {attacks[0]}" if len(attacks) == 1 else "the worst run of the attack named"
     sources = {row.source for job in jobs["job"] if (row := paper_row(job.summary))}
     paper = f" Paper: {'; '.join(sorted(sources))}." if sources else ""
+    means = sorted({ood_text(job.summary) for job in jobs["job"] if job.summary.get("corruptions")})
+    ood = f" OOD: mean over {'; or '.join(means)}." if means else ""
     return (
-        f"Accuracy in percent, mean ± standard deviation over n seeds; Δ in points. Robust: {attack}.{paper}"
+        "Accuracy in percent, mean ± standard deviation over n seeds; Δ in points. "
+        f"Robust: {attack}.{ood}{paper}"
     )
 
 
