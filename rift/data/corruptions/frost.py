@@ -63,7 +63,7 @@ def _ice(number: int) -> Tensor:
         crest = 1 - (noise - 0.5).abs() * 4
         needles = torch.maximum(needles, crest.clamp_min(0) * (1 - 0.06 * place))
     grain = _noise((number, "grain"), y, x, 128, 128)
-    white = 0.15 + 0.75 * (cover * 1.5 - 0.25).clamp(0, 1) * needles * needles + 0.25 * (cover * grain)
+    white = 0.08 + 1.1 * (cover * 1.5 - 0.25).clamp(0, 1) * needles * needles + 0.25 * (cover * grain)
     return white.clamp(0, 1)
 
 
