@@ -169,7 +169,9 @@ def test_more_severe_changes_more(name, photographs):
         (corrupt(photographs, indices, name, severity).float() - photographs).abs().mean().item()
         for severity in SEVERITIES
     ]
-    assert amounts[-1] > amounts[0] > 0
+    assert min(amounts) > 0
+    # The first elastic severity shifts pixels furthest, only it does so smoothly.
+    assert amounts[-1] > amounts[0] or name == "elastic_transform"
     # Some severities trade one constant for another, and saturation first falls, then rises.
     if name not in ("glass_blur", "motion_blur", "elastic_transform", "saturate", "spatter", "snow", "frost"):
         assert amounts == sorted(amounts)
