@@ -45,7 +45,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "spatter": spatter.spatter,
     "saturate": digital.saturate,
 }
-# Values worked on at once: few enough to stay in a CPU's cache, which is several times faster; a GPU wants many.
+# Values worked on at once: few enough to stay in a CPU's cache, several times faster; a GPU wants many.
 _CPU_PORTION, _GPU_PORTION = 200_000, 50_000_000
 
 
@@ -54,8 +54,8 @@ def corrupt(images: Tensor, indices: Tensor, corruption: str, severity: int) -> 
     """The corrupted version of each image.
 
     Constants are the CIFAR script's for images whose shorter side is below 48 pixels and the Tiny-ImageNet
-    script's from 48 on. Images of one channel are grey: what is defined for colours takes them as red = green =
-    blue, and of the result, or of the colour that is added, the luma (ITU-R BT.601).
+    script's from 48 on. Images of one channel are grey: what is defined for colours takes them as red =
+    green = blue, and of the result, or of the colour that is added, the luma (ITU-R BT.601).
 
     Args:
         images: (B, C, H, W) uint8 with 1 or 3 channels, square or not.

@@ -1,9 +1,9 @@
 """Arithmetic that gives an image the same bits in whatever batch it comes, on a CPU.
 
 Only single additions, products, quotients, comparisons, minima, maxima and copies are used: each is rounded
-once, as IEEE 754 says. Not `exp`, `log`, `cos`, convolutions, matrix products of fractions or sums: torch may
-compute these differently at the end of a vector or in another batch size, and truncation to bytes turns a last
-bit into a grey level. What needs such a function takes it from a table, which is the same for all batches.
+once, as IEEE 754 says. Not `exp`, `log`, `cos`, convolutions, sums or matrix products of fractions: torch may
+compute these differently at the end of a vector or in another batch size, and truncation to bytes turns a
+last bit into a grey level. What needs such a function takes it from a table, the same for all batches.
 """
 
 from __future__ import annotations

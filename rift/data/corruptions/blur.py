@@ -40,13 +40,14 @@ def zoom_blur(images: Tensor, draws: Draws, end: float) -> Tensor:
     The factors are those of the published script's `numpy.arange(1, end, 0.01)`, which by a rounding reaches
     the end where one expects it to stop before; the factor 1 counts besides the image itself. In float32.
     """
-    x = to_unit(images).float()
+    x = filters.pixels_first(to_unit(images).float())
+    fine = x.double()
     factors = np.arange(1, end, 0.01).tolist()
     total = torch.zeros_like(x)
     for factor in factors:
-        total += filters.clipped_zoom(x, factor)
+        total += filters.clipped_zoom(fine, factor).float()
     mean = (x + total) / (len(factors) + 1)
-    return to_bytes(mean)
+    return filters.pixels_last(to_bytes(mean), images.shape[1])
 
 
 def motion_blur(images: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor:

@@ -23,7 +23,7 @@ def brightness(images: Tensor, draws: Draws, added: float) -> Tensor:
 
 
 def saturate(images: Tensor, draws: Draws, factor: float, added: float) -> Tensor:
-    """Scales the saturation and adds to it. (What is added makes grey reddish, since the hue of grey is 0.)"""
+    """Scales the saturation and adds to it, which makes grey reddish, since the hue of grey is 0."""
     hue, saturation, value = rgb_to_hsv(_three_channels(to_unit(images)))
     return _back(hsv_to_rgb(hue, (saturation * factor + added).clamp(0, 1), value), images)
 

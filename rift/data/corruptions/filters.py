@@ -87,21 +87,30 @@ def box_blur(x: Tensor) -> Tensor:
 
 
 def clipped_zoom(x: Tensor, factor: float) -> Tensor:
-    """The middle of (B, C, H, W), enlarged by `factor` ≥ 1 with linear interpolation, cut to the same size.
+    """The middle of (H, W, N) float64, enlarged by `factor` ≥ 1 with linear interpolation, cut to (H, W, N).
 
-    As scipy.ndimage.zoom of order 1 does it: first and last pixel stay where they are. Float64 inside,
-    result like `x`.
+    As scipy.ndimage.zoom of order 1 does it: first and last pixel stay where they are. Images and channels
+    come last, so that a pixel is copied for all of them at once.
     """
-    rows, columns = (_zoom_axis(size, factor) for size in x.shape[2:])
+    rows, columns = (_zoom_axis(size, factor) for size in x.shape[:2])
     result: Tensor | None = None
     for row, row_weight in rows:
-        lines = x.index_select(2, row.to(x.device)).double()
+        lines = x.index_select(0, row.to(x.device)) * row_weight.to(x.device)[:, None, None]
         for column, column_weight in columns:
-            part = lines.index_select(3, column.to(x.device))
-            part = part.mul_(row_weight.to(x.device)[:, None]).mul_(column_weight.to(x.device))
+            part = lines.index_select(1, column.to(x.device)).mul_(column_weight.to(x.device)[:, None])
             result = part if result is None else result.add_(part)
     assert result is not None
-    return result.to(x.dtype)
+    return result
+
+
+def pixels_first(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (H, W, B·C), for `clipped_zoom`."""
+    return x.flatten(0, 1).permute(1, 2, 0).contiguous()
+
+
+def pixels_last(x: Tensor, channels: int) -> Tensor:
+    """The inverse of `pixels_first`."""
+    return x.permute(2, 0, 1).contiguous().unflatten(0, (-1, channels))
 
 
 def _zoom_axis(size: int, factor: float) -> list[tuple[Tensor, Tensor]]:
@@ -122,8 +131,8 @@ def _zoom_axis(size: int, factor: float) -> list[tuple[Tensor, Tensor]]:
 def window(wide: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
     """Each image's own window: (B, C, height, width) out of (B, C, H, W), from rows `top`, columns `left`.
 
-    A view with one entry for every run of `width` pixels lets whole rows be copied at a time, which is several
-    times faster on a CPU than an address for every pixel.
+    A view with one entry for every run of `width` pixels lets whole rows be copied at a time, which is
+    several times faster on a CPU than an address for every pixel.
     """
     wide = wide.contiguous()
     count, channels, rows, columns = wide.shape
@@ -193,8 +202,8 @@ def bilinear(x: Tensor, row: Tensor, column: Tensor, mode: str) -> Tensor:
 def affine_jitter(draws: Draws, height: int, width: int, shift: float) -> tuple[Tensor, Tensor]:
     """Where each pixel of a randomly warped image comes from, (B, H, W) rows and columns, float64.
 
-    Three points around the middle move by up to `shift` pixels along each axis; the affine map that moves them
-    moves the image. Positions are rounded to 1/32 pixel, as OpenCV's are.
+    Three points around the middle move by up to `shift` pixels along each axis; the affine map that moves
+    them moves the image. Positions are rounded to 1/32 pixel, as OpenCV's are.
     """
     size = max(min(height, width) // 3, 1)
     moves = (draws.uniform(6, "affine") * 2 - 1) * shift

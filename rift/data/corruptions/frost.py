@@ -18,8 +18,8 @@ _DARK, _LIGHT = (40.0, 62.0, 92.0), (226.0, 238.0, 250.0)  # between which ice i
 def frost(images: Tensor, draws: Draws, image_weight: float, frost_weight: float) -> Tensor:
     """Adds a random part of a texture of ice crystals to the image.
 
-    The textures are drawn by `textures`, not the published photographs: severities have the published weights,
-    but results are comparable with published frost in kind alone.
+    The textures are drawn by `textures`; they are not the published photographs. Severities have the
+    published weights, but results are comparable with published frost in kind alone.
     """
     height, width = images.shape[2:]
     device = images.device
@@ -36,8 +36,8 @@ def frost(images: Tensor, draws: Draws, image_weight: float, frost_weight: float
 def textures(channels: int, device: torch.device) -> Tensor:
     """The textures of frost, (5, C, 256, 256) float64 whole numbers in [0, 255].
 
-    Needles of ice are the crests of smooth noise stretched along a direction; several directions and sizes lie
-    over one another, the place of each is bent by slower noise, and where they lie denser is slow noise again.
+    Needles of ice are the crests of smooth noise stretched along a direction; several directions and sizes
+    lie over one another, slower noise bends them, and slow noise again says where they lie densely.
     """
     sheets = torch.stack([_ice(number) for number in range(_TEXTURES)])
     dark, light = (torch.tensor(c, dtype=torch.float64)[:, None, None] for c in (_DARK, _LIGHT))
@@ -63,7 +63,7 @@ def _ice(number: int) -> Tensor:
         crest = 1 - (noise - 0.5).abs() * 4
         needles = torch.maximum(needles, crest.clamp_min(0) * (1 - 0.06 * place))
     grain = _noise((number, "grain"), y, x, 128, 128)
-    white = 0.15 + 0.75 * (cover * 1.5 - 0.25).clamp(0, 1) * needles * needles + 0.25 * (cover * grain)
+    white = 0.08 + 1.1 * (cover * 1.5 - 0.25).clamp(0, 1) * needles * needles + 0.25 * (cover * grain)
     return white.clamp(0, 1)
 
 

@@ -24,20 +24,18 @@ def speckle_noise(images: Tensor, draws: Draws, sigma: float) -> Tensor:
 def impulse_noise(images: Tensor, draws: Draws, share: float) -> Tensor:
     """Makes a share of the values black or white, one as likely as the other; channels on their own."""
     u = draws.uniform(images[0].numel()).view(images.shape)
-    noisy = torch.where(u < share, 0, _from_fractions(images))
-    return torch.where(u < share / 2, 255, noisy).to(torch.uint8)
+    return _from_fractions(images).masked_fill_(u < share, 0).masked_fill_(u < share / 2, 255)
 
 
 def shot_noise(images: Tensor, draws: Draws, scale: float) -> Tensor:
     """Counts photons: a Poisson number of mean `scale` for white, over `scale`."""
     u = draws.uniform(images[0].numel()).view(images.shape)
     counts = poisson(images, u, scale)
-    levels = (torch.arange(_counts(scale)).double() / scale).clamp_max(1) * 255
-    return levels.to(torch.uint8).to(images.device)[counts]
+    return to_bytes(counts.double() / torch.full((1,), scale, dtype=torch.float64, device=images.device))
 
 
 def poisson(images: Tensor, u: Tensor, scale: float) -> Tensor:
-    """Poisson numbers by the inverse of the distribution function, looked up in a table with 256 rows.
+    """Poisson numbers by the inverse of the distribution function, looked up in a table.
 
     Args:
         images: uint8; the mean is the value over 255 times `scale`.
@@ -47,25 +45,28 @@ def poisson(images: Tensor, u: Tensor, scale: float) -> Tensor:
     Returns:
         int64 like `images`.
     """
-    # One sorted row: value + distribution function, so that one search serves all values.
-    found = torch.searchsorted(_poisson_table(scale, images.device), images.double() + u, right=True)
-    return found - images.long() * _counts(scale)
-
-
-def _counts(scale: float) -> int:
-    """Columns of the table: beyond them the probability is under 2**-24, the step of a uniform number."""
-    return int(scale + 8 * scale**0.5 + 16)
+    table, before = _poisson_table(scale, images.device)
+    # The rows are one sorted sequence, value + distribution function, so that one search serves all values.
+    found = torch.searchsorted(table, images.double() + u, right=True)
+    return found - before[images.long()]
 
 
 @lru_cache(maxsize=16)
-def _poisson_table(scale: float, device: torch.device) -> Tensor:
-    means = (torch.arange(256).double() / 255 * scale)[:, None]
-    counts = torch.arange(_counts(scale)).double()
-    # xlogy: a mean of 0 gives count 0 for certain.
-    logarithms = torch.special.xlogy(counts, means) - means - torch.lgamma(counts + 1)
-    below = logarithms.exp().cumsum(1).clamp_max(1)
-    below[:, -1] = 1
-    return (torch.arange(256).double()[:, None] + below).flatten().to(device)
+def _poisson_table(scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows one after the other, and what to take from a place in them to have a count."""
+    rows, before = [], []
+    for value, mean in enumerate((torch.arange(256).double() / 255 * scale).tolist()):
+        # Beyond, the probability is far under 2**-24, the step of a uniform number. Short rows search faster.
+        first, last = int(max(mean - 7 * mean**0.5 - 2, 0)), int(mean + 8 * mean**0.5 + 16)
+        before.append(sum(len(row) for row in rows) - first)
+        counts = torch.arange(first, last, dtype=torch.float64)
+        # xlogy: a mean of 0 gives count 0 for certain.
+        means = torch.full_like(counts, mean)
+        logarithms = torch.special.xlogy(counts, means) - means - torch.lgamma(counts + 1)
+        below = logarithms.exp().cumsum(0).clamp_max(1)
+        below[-1] = 1
+        rows.append(value + below)
+    return torch.cat(rows).to(device), torch.tensor(before, device=device)
 
 
 def _normal(images: Tensor, draws: Draws) -> Tensor:

@@ -70,7 +70,7 @@ def snow(
     """Whitens the image, and adds flakes streaked by the wind, once upright and once upside down."""
     height, width = images.shape[2:]
     layer = draws.normal(height * width).view(-1, 1, height, width) * sigma + mean
-    layer = filters.clipped_zoom(layer, zoom)
+    layer = filters.pixels_last(filters.clipped_zoom(filters.pixels_first(layer), zoom), 1)
     layer = torch.where(layer < threshold, 0.0, layer)
     layer = to_unit(filters.motion_blur(to_bytes(layer), radius, blur, draws.angle(-135, -45)))
 
