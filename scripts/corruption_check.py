@@ -21,8 +21,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from rift.corruption_names import ALL, SEVERITIES
 from rift.data import load_dataset
-from rift.data.corrupted import ALL, SEVERITIES
 from rift.data.corruptions import corrupt
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from rift.corruption_names import ALL, SEVERITIES
 from rift.data import Split, cifar_c, md5, open_published, tiny_imagenet_c, zenodo
 from rift.data.cifar_c_sums import MD5
-from rift.data.corrupted import ALL, SEVERITIES
 from rift.data.decode import decode_image
 from rift.data.zenodo import Archive
 from rift.errors import UserError

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rift.corruption_names import SEVERITIES
 from rift.data.arrays import open_array
 from rift.data.cifar_c_sums import MD5
-from rift.data.corrupted import SEVERITIES
 from rift.data.md5 import remembered_md5
 from rift.data.splits import Split
 from rift.data.versions import check_version

@@ -8,10 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rift.corruption_names import ALL, EXTRA, SELECTIONS, SEVERITIES, STANDARD
-
-__all__ = ["ALL", "EXTRA", "SELECTIONS", "SEVERITIES", "STANDARD", "CorruptedSet"]
-
 
 class CorruptedSet(Protocol):
     """A test set in many corrupted versions; every version holds the same images in the same order.

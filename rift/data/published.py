@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rift.corruption_names import EXTRA
 from rift.data import cifar_c, tiny_imagenet_c
-from rift.data.corrupted import EXTRA, CorruptedSet
+from rift.data.corrupted import CorruptedSet
 from rift.data.splits import Split
 from rift.data.versions import check_names
 from rift.data.zenodo import fetch_folder
@@ -31,7 +32,7 @@ def open_published(
     Args:
         name: of the clean data set: cifar10, cifar100 or tiny_imagenet.
         root: the folder that holds `CIFAR-10-C`, `CIFAR-100-C` or `Tiny-ImageNet-C`.
-        corruptions: names out of `corrupted.ALL`; files of others are neither needed nor looked at.
+        corruptions: of `rift.corruption_names.ALL`; files of others are neither needed nor looked at.
         severities: from 1 to 5.
         test: the clean test split. For CIFAR its `indices` choose the images and its labels are compared; for
             Tiny-ImageNet it gives their number.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rift.data.corrupted import EXTRA
+from rift.corruption_names import EXTRA
 from rift.data.decode import decode_cached, decode_image
 from rift.data.splits import Split
 from rift.data.versions import check_version

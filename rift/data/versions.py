@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from rift.data.corrupted import ALL, SEVERITIES
+from rift.corruption_names import ALL, SEVERITIES
 from rift.errors import UserError, choose_from
 
 

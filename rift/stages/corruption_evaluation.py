@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rift.data.corrupted import SELECTIONS, SEVERITIES, STANDARD, CorruptedSet
+from rift.corruption_names import SELECTIONS, SEVERITIES, STANDARD
+from rift.data.corrupted import CorruptedSet
 from rift.progress import measured
 from rift.stages.session import Session
 from rift.store import StageFolder

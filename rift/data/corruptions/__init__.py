@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rift.data.corrupted import ALL, SEVERITIES
+from rift.corruption_names import ALL, SEVERITIES
 from rift.data.corruptions import blur, digital, frost, noise, spatter, weather
 from rift.data.corruptions.arithmetic import Draws
 from rift.data.corruptions.constants import arguments_of, constants_for
@@ -60,7 +60,7 @@ def corrupt(images: Tensor, indices: Tensor, corruption: str, severity: int) -> 
     Args:
         images: (B, C, H, W) uint8 with 1 or 3 channels, square or not.
         indices: (B,) int64, the images' positions in their split; they decide the random numbers.
-        corruption: one of `rift.data.corrupted.ALL`.
+        corruption: one of `rift.corruption_names.ALL`.
         severity: 1 to 5.
 
     Returns:
