@@ -154,7 +154,7 @@ def test_jpegs_equal_the_plain_ones_up_to_roundings(height, width):
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (8, 8)])
 def test_grey_jpegs_equal_pillows(size):
-    # Colour ones need not: Pillow's library may halve its resolution otherwise than that of the published images.
+    # Colour ones need not: Pillow's library may halve its resolution otherwise than the published images'.
     images = synthetic(10, size[0], 1, size[1])
     for severity in SEVERITIES:
         (quality,) = TABLES["cifar"]["jpeg_compression"][severity - 1]
