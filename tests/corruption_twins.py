@@ -194,7 +194,7 @@ def spatter(image, rng, mean, sigma, blur, threshold, strength, mud):
         cover = blurred((layer > threshold).astype(float), strength)[..., None]
         cover[cover < 0.8] = 0
         return to_bytes(x * (1 - cover) + cover * colour)
-    layer = (np.where(layer < threshold, 0, layer) * 255).astype(np.uint8)
+    layer = (np.where(layer < threshold, 0, layer) * 255).astype(int) % 256
     distance = np.minimum(distance_to(edges(layer)), 20)
     distance = np.floor(box_mean(distance)).astype(int)
     relief = equalised(distance)
