@@ -297,9 +297,9 @@ def test_edges_distances_and_ranks_equal_the_plain_ones():
         assert np.array_equal(ranks[i].numpy(), equalised(levels[i].floor().numpy().astype(int)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PUBLISHED])
-@pytest.mark.parametrize("images", [pytest.param(None, marks=pytest.mark.slow, id="cifar10")])
-def test_the_published_file_comes_out_byte_for_byte(name, images):
+def test_the_published_file_comes_out_byte_for_byte(name):
     images = real_images()
     if images is None:
         pytest.skip("needs CIFAR-10 in the folder RIFT_TEST_DATA")
