@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from rift.data.corruptions.constants import arguments_of
 from rift.data.corruptions.frost import textures
@@ -194,7 +194,7 @@ def spatter(image, rng, mean, sigma, blur, threshold, strength, mud):
         cover = blurred((layer > threshold).astype(float), strength)[..., None]
         cover[cover < 0.8] = 0
         return to_bytes(x * (1 - cover) + cover * colour)
-    layer = (np.where(layer < threshold, 0, layer) * 255).astype(np.uint8)
+    layer = (np.where(layer < threshold, 0, layer) * 255).astype(int) % 256
     distance = np.minimum(distance_to(edges(layer)), 20)
     distance = np.floor(box_mean(distance)).astype(int)
     relief = equalised(distance)
@@ -312,6 +312,39 @@ def pixelate(image, rng, scale):
 
 
 def jpeg_compression(image, rng, quality):
+    """In fractions; colour by cosines of 16×16 pixels, as the Independent JPEG Group does since 7."""
+    height, width, channels = image.shape
+    block = 8 if channels == 1 else 16
+    x = np.pad(image, ((0, -height % block), (0, -width % block), (0, 0)), "edge").astype(float)
+    brightness_steps, colour_steps = quantisation(quality)
+    if channels == 1:
+        x = cosines_and_back(x[..., 0], 8, brightness_steps)[..., None]
+    else:
+        to_ycc = np.array(
+            [(0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411)]
+        )
+        planes = np.round(x @ to_ycc.T + (0, 128, 128))
+        sizes = ((8, brightness_steps), (16, colour_steps), (16, colour_steps))
+        planes = [cosines_and_back(planes[..., i], *sizes[i]) for i in range(3)]
+        x = np.round((np.stack(planes, -1) - (0, 128, 128)) @ np.linalg.inv(to_ycc).T)
+    return np.clip(x[:height, :width], 0, 255).astype(np.uint8)
+
+
+def quantisation(quality):
+    """Pillow's tables for brightness and colour."""
     buffer = io.BytesIO()
-    picture(image).save(buffer, "JPEG", quality=quality)
-    return np.array(Image.open(buffer)).reshape(image.shape)
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
+    tables = Image.open(buffer).quantization
+    return [np.array(tables[i]).reshape(8, 8) for i in range(2)]
+
+
+def cosines_and_back(plane, size, steps):
+    result = np.zeros(plane.shape)
+    for row in range(0, plane.shape[0], size):
+        for column in range(0, plane.shape[1], size):
+            part = np.s_[row : row + size, column : column + size]
+            kept = fft.dctn(plane[part] - 128, norm="ortho")[:8, :8] * 8 / size
+            wide = np.zeros((size, size))
+            wide[:8, :8] = np.round(kept / steps) * steps * size / 8
+            result[part] = np.round(fft.idctn(wide, norm="ortho") + 128)
+    return np.clip(result, 0, 255)

@@ -56,7 +56,7 @@ def motion_blur(images: Tensor, draws: Draws, radius: float, sigma: float) -> Te
 
 
 def glass_blur(images: Tensor, draws: Draws, sigma: float, shift: int, rounds: int) -> Tensor:
-    """Blurs, replaces pixels by near ones some rounds long, and blurs again.
+    """Blurs, replaces pixels by near ones for some rounds, and blurs again.
 
     The published script means to swap a pixel with one `shift` away at most, but its assignment through views
     copies the other pixel and leaves that one as it was; so do we. Pixels are visited from the last to the

@@ -1,14 +1,11 @@
-"""Brightness, contrast, saturation; elastic warps; coarse pixels and JPEG."""
+"""Brightness, contrast, saturation; elastic warps; coarse pixels."""
 
 from __future__ import annotations
 
-import io
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rift.data.corruptions import filters
@@ -96,18 +93,3 @@ def _box_weights(size: int, new_size: int, device: torch.device) -> Tensor:
         inside = (offsets > -0.5) & (offsets <= 0.5)
         weights[first:last, new] = inside / inside.sum()
     return torch.from_numpy(np.floor(0.5 + weights * 2**22)).to(device)
-
-
-def jpeg_compression(images: Tensor, draws: Draws, quality: int) -> Tensor:
-    """JPEG at `quality` and back, by Pillow, image after image in a few threads."""
-    pictures = images.permute(0, 2, 3, 1).cpu().numpy()
-    pictures = pictures[..., 0] if images.shape[1] == 1 else np.ascontiguousarray(pictures)
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        decoded = np.stack(list(pool.map(lambda picture: _jpeg(picture, quality), pictures)))
-    return torch.from_numpy(decoded).view(images.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2).to(images)
-
-
-def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
-    return np.array(Image.open(buffer))

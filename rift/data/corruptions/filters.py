@@ -167,7 +167,7 @@ def motion_blur(images: Tensor, radius: float, sigma: float, angle: tuple[Tensor
     result = torch.zeros(images.shape, dtype=torch.float64, device=images.device)
     for tap, weight in enumerate(weights):
         part = window(wide, y[:, tap], x[:, tap], *images.shape[2:])
-        result += part * torch.tensor(weight, dtype=torch.float64, device=images.device)
+        result += part.double() * weight
     return (result + 0.5).to(torch.uint8)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rift.data.corruptions.arithmetic import Draws
+from rift.data.corruptions.colour import luma
 from rift.randomness import uniform
 
 _TEXTURES = 5  # as many as the published script uses of its photographs
@@ -29,7 +30,8 @@ def frost(images: Tensor, draws: Draws, image_weight: float, frost_weight: float
     rows = (top[:, None] + torch.arange(height, device=device)) % _SIDE
     columns = (left[:, None] + torch.arange(width, device=device)) % _SIDE
     ice = textures(images.shape[1], device)[which[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return (images * image_weight + ice.permute(0, 3, 1, 2) * frost_weight).clamp(0, 255).to(torch.uint8)
+    mixed = images.double() * image_weight + ice.permute(0, 3, 1, 2) * frost_weight
+    return mixed.clamp(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=4)
@@ -42,10 +44,7 @@ def textures(channels: int, device: torch.device) -> Tensor:
     sheets = torch.stack([_ice(number) for number in range(_TEXTURES)])
     dark, light = (torch.tensor(c, dtype=torch.float64)[:, None, None] for c in (_DARK, _LIGHT))
     coloured = dark + sheets[:, None] * (light - dark)
-    if channels != 3:
-        red, green, blue = coloured.unbind(1)
-        coloured = (red * 0.299 + green * 0.587 + blue * 0.114)[:, None].expand(-1, channels, -1, -1)
-    return coloured.floor().to(device)
+    return (coloured if channels == 3 else luma(coloured)).floor().to(device)
 
 
 def _ice(number: int) -> Tensor:

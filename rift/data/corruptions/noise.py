@@ -24,7 +24,7 @@ def speckle_noise(images: Tensor, draws: Draws, sigma: float) -> Tensor:
 def impulse_noise(images: Tensor, draws: Draws, share: float) -> Tensor:
     """Makes a share of the values black or white, one as likely as the other; channels on their own."""
     u = draws.uniform(images[0].numel()).view(images.shape)
-    return _from_fractions(images).masked_fill_(u < share, 0).masked_fill_(u < share / 2, 255)
+    return to_bytes(to_unit(images)).masked_fill_(u < share, 0).masked_fill_(u < share / 2, 255)
 
 
 def shot_noise(images: Tensor, draws: Draws, scale: float) -> Tensor:
@@ -71,8 +71,3 @@ def _poisson_table(scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _normal(images: Tensor, draws: Draws) -> Tensor:
     return draws.normal(images[0].numel()).view(images.shape)
-
-
-def _from_fractions(images: Tensor) -> Tensor:
-    """The bytes after a division by 255 and a product with 255, truncated."""
-    return to_bytes(to_unit(images))

@@ -46,7 +46,8 @@ def spatter(
         cover = torch.where(cover < 0.8, 0.0, cover)[:, None]
         return to_bytes(x * (1 - cover) + _coloured(cover, _MUD, x))
     layer = torch.where(layer < threshold, 0.0, layer)
-    layer = (layer * 255).to(torch.uint8).double()  # wraps around above 255, as the published script's
+    # Bytes wrap around above 255, as the published script's do.
+    layer = ((layer * 255).long() % 256).double()
     water = layer * _relief(layer)
     most = water.amax((1, 2), keepdim=True)
     water = torch.where(most > 0, water / most, 0.0)[:, None] * strength
