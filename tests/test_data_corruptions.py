@@ -15,7 +15,7 @@ from PIL import Image
 
 from rift.corruption_names import ALL, SEVERITIES
 from rift.data import load_dataset
-from rift.data.corruptions import constants_for, corrupt, filters, spatter
+from rift.data.corruptions import blur, constants_for, corrupt, filters, spatter
 from rift.data.corruptions.arithmetic import Draws, normal_quantile, to_unit
 from rift.data.corruptions.constants import TABLES, arguments_of
 from rift.data.corruptions.noise import poisson
@@ -288,6 +288,21 @@ def test_edges_distances_and_ranks_equal_the_plain_ones():
             levels[i].numpy(), np.minimum(distance_to(found[i].numpy()), 20), atol=1e-12
         )
         assert np.array_equal(ranks[i].numpy(), equalised(levels[i].floor().numpy().astype(int)))
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_glass_moves_pixels_as_one_by_one_does(shift):
+    height, width = 17, 24
+    u = Draws("test", shift, torch.arange(20)).uniform(2 * height * width)
+    origins = blur._shuffle(u, height, width, shift)
+    for image, origin in zip(u.view(20, 2, height, width), origins, strict=True):
+        moves = (image * 2 * shift).floor().int() - shift
+        places = torch.arange(height * width).view(height, width).clone()
+        for row in range(height - shift, shift, -1):
+            for column in range(width - shift, shift, -1):
+                right, down = moves[:, row, column]
+                places[row, column] = places[row + down, column + right].clone()
+        assert torch.equal(places.flatten(), origin)
 
 
 @pytest.mark.slow
