@@ -65,7 +65,7 @@ CPU = Sizes(
     evaluate=12,
     alphas=2,
     data=10_000,
-    corrupted=100,
+    corrupted=500,
 )
 GPU = Sizes(
     attack=128,

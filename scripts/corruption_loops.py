@@ -33,7 +33,7 @@ def corruptions(bench: Bench) -> None:
             for image in plain:
                 corruption_twins.twin(name, image, SEVERITY, generator)
 
-    bench.compare(slow, {"corruptions": fast}, images=len(ALL) * count, flops=0)
+    bench.compare(slow, {"corruptions": fast}, images=len(ALL) * count, flops=0, once=True)
 
 
 @torch.no_grad()
