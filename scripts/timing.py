@@ -58,7 +58,7 @@ class Bench:
         self.runtime = Runtime(device)
         self.rows: list[dict[str, Any]] = []
         generator = torch.Generator().manual_seed(0)
-        count = max(sizes.attack, sizes.scan, sizes.evaluate)
+        count = max(sizes.attack, sizes.scan, sizes.evaluate, sizes.corrupted)
         pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, 10, (count,), generator=generator)
         self.split = Split(pixels, labels, torch.arange(count)).to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -113,6 +114,7 @@ def pixels_last(x: Tensor, channels: int) -> Tensor:
     return x.permute(2, 0, 1).contiguous().unflatten(0, (-1, channels))
 
 
+@lru_cache(maxsize=256)
 def _zoom_axis(size: int, factor: float) -> list[tuple[Tensor, Tensor]]:
     """For the pixels kept of one axis: the two source pixels (int64) and their weights (float64)."""
     crop = math.ceil(size / factor)

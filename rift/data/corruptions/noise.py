@@ -9,6 +9,8 @@ from torch import Tensor
 
 from rift.data.corruptions.arithmetic import Draws, to_bytes, to_unit
 
+_BINS = 4096  # of uniform numbers, to begin a search near its end
+
 
 def gaussian_noise(images: Tensor, draws: Draws, sigma: float) -> Tensor:
     """Adds normal noise of standard deviation `sigma`."""
@@ -45,28 +47,38 @@ def poisson(images: Tensor, u: Tensor, scale: float) -> Tensor:
     Returns:
         int64 like `images`.
     """
-    table, before = _poisson_table(scale, images.device)
-    # The rows are one sorted sequence, value + distribution function, so that one search serves all values.
-    found = torch.searchsorted(table, images.double() + u, right=True)
-    return found - before[images.long()]
+    below, first, guide = _poisson_tables(scale, images.device)
+    values = images.long()
+    count = guide[values, (u * _BINS).long()].long()
+    # What is still too small goes up by one, until nothing is: once for most, more often in the tails.
+    flat, row, u = count.view(-1), values.view(-1) * below.shape[1], u.reshape(-1)
+    small = (u >= below.view(-1)[row + flat]).nonzero()[:, 0]
+    while len(small):
+        flat[small] += 1
+        small = small[u[small] >= below.view(-1)[row[small] + flat[small]]]
+    return count + first[values]
 
 
 @lru_cache(maxsize=16)
-def _poisson_table(scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The rows one after the other, and what to take from a place in them to have a count."""
-    rows, before = [], []
-    for value, mean in enumerate((torch.arange(256).double() / 255 * scale).tolist()):
-        # Beyond, the probability is far under 2**-24, the step of a uniform number. Short rows search faster.
-        first, last = int(max(mean - 7 * mean**0.5 - 2, 0)), int(mean + 8 * mean**0.5 + 16)
-        before.append(sum(len(row) for row in rows) - first)
-        counts = torch.arange(first, last, dtype=torch.float64)
-        # xlogy: a mean of 0 gives count 0 for certain.
-        means = torch.full_like(counts, mean)
-        logarithms = torch.special.xlogy(counts, means) - means - torch.lgamma(counts + 1)
-        below = logarithms.exp().cumsum(0).clamp_max(1)
-        below[-1] = 1
-        rows.append(value + below)
-    return torch.cat(rows).to(device), torch.tensor(before, device=device)
+def _poisson_tables(scale: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For each byte, how counts are distributed whose mean it stands for.
+
+    Returns:
+        `below` (256, L) float64, the distribution function from the byte's first count on; that count, (256,)
+        int64; and (256, `_BINS`) int16, from where to search it for a number in each bin of [0, 1).
+    """
+    means = torch.arange(256).double() / 255 * scale
+    # Beyond, the probability is far under 2**-24, the step of a uniform number.
+    first = (means - 7 * means.sqrt() - 2).clamp_min(0).long()
+    length = int((means + 8 * means.sqrt() + 16 - first).max())
+    counts = (first[:, None] + torch.arange(length)).double()
+    # xlogy: a mean of 0 gives count 0 for certain.
+    logarithms = torch.special.xlogy(counts, means[:, None]) - means[:, None] - torch.lgamma(counts + 1)
+    below = logarithms.exp().cumsum(1).clamp_max(1)
+    below[:, -1] = 1
+    starts = (torch.arange(_BINS).double() / _BINS).expand(256, _BINS).contiguous()
+    guide = torch.searchsorted(below, starts, right=True).to(torch.int16)
+    return below.to(device), first.to(device), guide.to(device)
 
 
 def _normal(images: Tensor, draws: Draws) -> Tensor:

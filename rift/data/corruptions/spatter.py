@@ -100,12 +100,20 @@ def edges(layer: Tensor) -> Tensor:
 
 def _joined(weak: Tensor, strong: Tensor) -> Tensor:
     """The weak pixels that touch a strong one directly or through weak ones, (B, H, W) bool."""
-    found = strong.float()
+    found = strong
     while True:
-        grown = torch.nn.functional.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0] * weak
+        grown = _grown(_grown(found, 1), 2) & weak
         if torch.equal(grown, found):
-            return found.bool()
+            return found
         found = grown
+
+
+def _grown(mask: Tensor, axis: int) -> Tensor:
+    """The pixels of a mask and their neighbours along an axis."""
+    wide, length = mask.clone(), mask.shape[axis] - 1
+    wide.narrow(axis, 1, length).logical_or_(mask.narrow(axis, 0, length))
+    wide.narrow(axis, 0, length).logical_or_(mask.narrow(axis, 1, length))
+    return wide
 
 
 def distance_to(target: Tensor) -> Tensor:
