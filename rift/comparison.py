@@ -10,6 +10,7 @@ from torch import Tensor
 
 RESAMPLES = 2000
 LEVEL = 0.95
+CHANCE = 0.05  # p-value from which on a difference may be chance
 _CHUNK = 50  # resamples at a time: 50 × 10 000 images × a few runs are some MB
 
 
@@ -21,19 +22,24 @@ class Interval:
         delta: second minus first.
         low, high: ends of the percentile interval.
         images: how many were resampled.
+        p_value: of an exact sign test over the images on which the two differ.
     """
 
     delta: float
     low: float
     high: float
     images: int
+    p_value: float
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `no difference seen`: of the second network."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "no difference seen"
+        """`better`, `worse`, or `no difference seen`: of the second network.
+
+        Where few images differ, resampling them cannot tell chance: the sign test must agree.
+        """
+        if self.p_value >= CHANCE or self.low <= 0 <= self.high:
+            return "no difference seen"
+        return "better" if self.low > 0 else "worse"
 
 
 def mcnemar(first: Tensor, second: Tensor) -> dict[str, float | int]:
@@ -49,8 +55,7 @@ def mcnemar(first: Tensor, second: Tensor) -> dict[str, float | int]:
     first, second = first.bool(), second.bool()
     only_first = int((first & ~second).sum())
     only_second = int((second & ~first).sum())
-    different = only_first + only_second
-    p_value = float(binomtest(only_first, different).pvalue) if different else 1.0
+    p_value = sign_test(only_first, only_second)
     return {"only_at": only_first, "only_rift": only_second, "p_value": p_value}
 
 
@@ -80,4 +85,11 @@ def paired_bootstrap(first: Tensor, second: Tensor, *, seed: int = 0) -> Interva
         found.append(difference(times @ values.T / images))
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = torch.cat(found).quantile(ends).tolist()
-    return Interval(difference(values.mean(dim=1)).item(), low, high, images)
+    by_image = second.mean(dim=0) - first.mean(dim=0)
+    p_value = sign_test(int((by_image < 0).sum()), int((by_image > 0).sum()))
+    return Interval(difference(values.mean(dim=1)).item(), low, high, images, p_value)
+
+
+def sign_test(fewer: int, more: int) -> float:
+    """Two-sided p-value of as many falls and rises as these, if both are equally likely."""
+    return float(binomtest(more, fewer + more).pvalue) if fewer + more else 1.0

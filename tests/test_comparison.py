@@ -57,16 +57,31 @@ def test_it_covers_the_true_difference_about_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
+    ("low", "high", "p", "words"),
     [
-        (0.01, 0.02, "better"),
-        (-0.02, -0.01, "worse"),
-        (-0.01, 0.01, "no difference seen"),
-        (0.0, 0.1, "no difference seen"),
+        (0.01, 0.02, 0.01, "better"),
+        (-0.02, -0.01, 0.01, "worse"),
+        (-0.01, 0.01, 0.01, "no difference seen"),
+        (0.0, 0.1, 0.01, "no difference seen"),
+        (0.01, 0.02, 0.05, "no difference seen"),
+        (-0.02, -0.01, 0.06, "no difference seen"),
     ],
 )
-def test_the_verdict(low, high, words):
-    assert Interval(0.0, low, high, 10).verdict == words
+def test_the_verdict(low, high, p, words):
+    assert Interval(0.0, low, high, 10, p).verdict == words
+
+
+@pytest.mark.parametrize(
+    ("differing", "words"), [(4, "no difference seen"), (5, "no difference seen"), (6, "better")]
+)
+def test_a_handful_of_images_is_no_evidence(differing, words):
+    """All on one side, so no resample falls below zero; but five coins come up alike one time in 16."""
+    first = torch.zeros(300)
+    second = first.clone()
+    second[:differing] = 1
+    found = paired_bootstrap(first, second)
+    assert found.p_value == pytest.approx(2 * 0.5**differing)
+    assert found.verdict == words
 
 
 def test_the_same_seed_gives_the_same_interval():

@@ -113,7 +113,10 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
             f"n = {beyond['images']}): {words[beyond['verdict']]}."
         )
     if summary.get("intervals"):
-        lines.append("Intervals: paired bootstrap over test images, all versions of an image together.")
+        lines.append(
+            "Intervals: paired bootstrap over test images, all versions of an image together; for a verdict "
+            "an exact sign test over the images that differ must agree."
+        )
     row = paper_row(summary)
     lines.append(f"Paper: {row.source}, mean of 3 seeds." if row else "The paper reports no such row.")
     return lines
