@@ -70,10 +70,10 @@ step 'adversarial training' stage=at "${official[@]}"
 collect_weights
 step 'MRC scan as published' stage=mrc "${official[@]}"
 step 'MRC scan as in the text' stage=mrc "${official[@]}" stage.mrc.split=train \
-  stage.mrc.on_violation=stop stage.mrc.score=last
+  stage.mrc.on_violation=stop stage.mrc.score=last stage.mrc.shuffle=false
 step 'MRC scan, projected' stage=mrc "${official[@]}" stage.mrc.solver=projected stage.mrc.epochs=1
 step 'statistics move and are interpolated' stage=rift "${official[@]}"
-step 'evaluation with PGD-50' stage=evaluate "${official[@]}" evaluation_attack.steps=50 evaluation_attack.name=pgd50
+step 'evaluation with PGD-50' stage=evaluate "${official[@]}" evaluation_attack.steps=50
 step 'statistics frozen' stage=rift "${official[@]}" stage.finetune.batchnorm=frozen
 step 'only statistics move' stage=rift "${official[@]}" stage.finetune.target=none
 step "weights interpolated, θ_AT's statistics" stage=rift "${official[@]}" stage.interpolate.batchnorm=keep
