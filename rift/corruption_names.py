@@ -22,6 +22,17 @@ STANDARD = (
 )
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 ALL = STANDARD + EXTRA
+# Without random numbers: always the same images.
+DETERMINISTIC = (
+    "brightness",
+    "contrast",
+    "defocus_blur",
+    "gaussian_blur",
+    "jpeg_compression",
+    "pixelate",
+    "saturate",
+    "zoom_blur",
+)
 SEVERITIES = (1, 2, 3, 4, 5)
 # The sets that papers average over: RiFT's text says 15, its published code takes all but glass_blur.
 SELECTIONS = {

@@ -13,7 +13,7 @@ import torch
 from corruption_twins import distance_to, edges, equalised, twin
 from PIL import Image
 
-from rift.corruption_names import ALL, SEVERITIES
+from rift.corruption_names import ALL, DETERMINISTIC, SEVERITIES
 from rift.data import load_dataset
 from rift.data.cifar_c_sums import MD5
 from rift.data.corruptions import blur, constants_for, corrupt, filters, spatter
@@ -23,17 +23,7 @@ from rift.data.corruptions.noise import poisson
 from rift.errors import UserError
 
 DATA = Path(os.environ.get("RIFT_TEST_DATA", "/nonexistent"))
-FIXED = (
-    "brightness",
-    "contrast",
-    "defocus_blur",
-    "gaussian_blur",
-    "jpeg_compression",
-    "pixelate",
-    "saturate",
-    "zoom_blur",
-)
-RANDOM = tuple(name for name in ALL if name not in FIXED)
+RANDOM = tuple(name for name in ALL if name not in DETERMINISTIC)
 
 
 def synthetic(count, size, channels=3, width=None, seed=0):
@@ -118,7 +108,7 @@ def test_random_numbers_differ_by_image_and_severity_alone(name):
     assert not torch.equal(result[0], result[1])
 
 
-@pytest.mark.parametrize("name", [name for name in FIXED if name != "jpeg_compression"])
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name != "jpeg_compression"])
 @pytest.mark.parametrize("size", [32, 64])
 def test_without_random_numbers_it_equals_the_plain_one(name, size, photographs):
     # Within one grey level: colorsys and scipy order some sums otherwise than scikit-image and OpenCV, and
@@ -296,7 +286,7 @@ def test_glass_moves_pixels_as_one_by_one_does(shift):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_published_file_comes_out_byte_for_byte(name):
     images = real_images()
     if images is None:

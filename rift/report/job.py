@@ -32,11 +32,12 @@ def attack_text(summary: dict[str, Any]) -> str:
 
 
 def job_frame(summary: dict[str, Any]) -> pd.DataFrame:
-    """Three rows of finished cells: clean, and robust by both readings of "worst of k".
+    """Rows of finished cells: clean, robust by both readings of "worst of k", and what else was measured.
 
     AT and RiFT carry the binomial standard error of the test set. Δ carries the standard error of the
     paired difference and the paired test's p-value where the summary counts the images on which the two
-    models disagree; these counts are per image, so for k > 1 they belong to the reading per image.
+    models disagree; these counts are per image, so for k > 1 they belong to the reading per image. Where
+    the summary has intervals, a column of them and of the verdicts follows.
     """
     restarts = (summary.get("attack") or {}).get("restarts")
     of = f" of {restarts}" if restarts else ""
