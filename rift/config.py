@@ -85,6 +85,10 @@ class AttackConfig:
         distance = within_pixels if self.norm == "linf" else number
         distance(f"{where}.epsilon", self.epsilon)
         distance(f"{where}.step_size", self.step_size)
+        still = number(f"{where}.step_size", self.step_size) == 0 < number(f"{where}.epsilon", self.epsilon)
+        require(
+            not still, f"{where}.step_size={self.step_size} attacks nothing: give a length such as 2/255."
+        )
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -112,8 +113,9 @@ def _about_files(error: OSError) -> str:
     if place is not None and place.name.endswith(".partial"):  # a file on its way is nobody's business
         place = place.parent
     reason = error.strerror or str(error) or type(error).__name__
+    room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
     return (
-        f"{place or 'a file'} cannot be written or read ({reason[0].lower()}{reason[1:]}): make room, or "
+        f"{place or 'a file'} cannot be written or read ({reason[0].lower()}{reason[1:]}): {room}"
         "give another output=FOLDER; what is finished stays, and the same command goes on from there."
     )
 

@@ -55,7 +55,16 @@ def _typed(overrides: list[str]) -> dict[str, Any]:
 
 
 def _quoted(argument: str) -> str:
-    """The choices of a group are words, though Hydra takes `true`, `1` and `null` for something else."""
+    """The choices of a group are words, though Hydra takes `true`, `1` and `null` for something else.
+
+    Raises:
+        UserError: what Hydra would take in silence, or answer with a traceback.
+    """
+    if argument.startswith("="):
+        raise UserError(f"'{argument}' names no option: write option=value; see `rift --help`.")
+    if several := re.fullmatch(rf"({_GROUPS})=\[.*\]", argument):
+        stages = " (several stages are 'stage.run=[at,mrc]')" if several[1] == "stage" else ""
+        raise UserError(f"{argument} names several choices of a group: give one{stages}, or sweep with -m.")
     found = re.fullmatch(rf"((?:{_GROUPS})(?:@\w+)?)=([\w.,+-]*)", argument)
     if found is None:
         return argument

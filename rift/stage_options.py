@@ -156,6 +156,8 @@ class EvaluateConfig:
             bool(self.corruption_set and self.severities),
             f"{where}.corruption_set and severities must not be empty: leave corruptions out of measure.",
         )
+        twice = len(set(self.severities)) < len(self.severities)
+        require(not twice, f"{where}.severities={self.severities} names one twice: name each once.")
         one_of(f"{where}.ood", self.ood, (*SELECTIONS, "evaluated"))
         missing = set(self.ood_names()) - set(self.corruption_names())
         require(

@@ -132,7 +132,7 @@ def corruption_tables(config: Config, results: Mapping[str, Mapping[str, Any]]) 
         if (result := results.get(f"corruptions_{which}")) is not None:
             count = result["num_images"]
             tables[which] = {
-                "means": result["means"],
+                "means": {config.stage.evaluate.ood: ood_accuracy(config, result)} | result["means"],
                 "accuracy": {version: n / count for version, n in result["correct"].items()},
             }
     return tables

@@ -102,6 +102,10 @@ def test_as_a_process(tmp_path, arguments, words):
         (["stage.run=at"], ["say 'stage.run=[at]'"]),
         (["dataset.root=/tmp/Ünï[1]"], ["""quote it twice""", """'dataset.root="/tmp/Ünï[1]"'"""]),
         (["model.name=resnet50"], ["model.name=resnet50 would not change the network", "model=timm"]),
+        (["=3"], ["'=3' names no option", "option=value"]),
+        (["stage=[mrc,at]"], ["names several choices of a group", "stage.run=[at,mrc]"]),
+        (["attack.step_size=0"], ["attack.step_size=0 attacks nothing"]),
+        (["stage.evaluate.severities=[1,1]"], ["severities=[1, 1] names one twice"]),
         (["attack.name=autoattack"], ["there is no option 'attack.name'"]),
     ],
 )
@@ -136,7 +140,8 @@ def test_a_full_or_read_only_disk(capsys, tmp_path, kind, words):
         said = refused(capsys, *TINY, "stage=at", f"output={tmp_path}/out")
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-    assert words in said and "make room" in said
+    assert words in said and "another output=FOLDER" in said
+    assert ("make room" in said) == (words == "no space left on device")
 
 
 # -- inputs ---------------------------------------------------------------------------------------------

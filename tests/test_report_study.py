@@ -185,3 +185,21 @@ def test_published_and_generated_images_have_columns_of_their_own():
     stacked = study_cells(table([published])[0], stacked=True).iloc[0]
     assert stacked[""].splitlines() == ["clean", "  paper", "OOD", "  paper", "robust", "  paper"]
     assert not any("OOD" in name for name in study_cells(table([job("c")])[0], stacked=False))
+
+
+def test_what_ood_is_the_mean_of_tells_rows_apart():
+    def measured(name, severities, **changes):
+        options = {"stage.evaluate.ood": "paper15", "stage.evaluate.severities": severities}
+        return job(name, options=options, dataset="digits", **changes)
+
+    kept, warnings = table([measured("a", [5]), measured("b", [1, 5]), measured("c", [5], target="all")])
+    assert warnings == [] and study_frame(kept)["n"].tolist() == [1, 1, 1]
+    cells = study_cells(kept, stacked=False)
+    assert sorted(cells["ood"]) == [
+        "paper15, severities 1, 5",
+        "paper15, severities 5",
+        "paper15, severities 5",
+    ]
+    stacked = study_cells(kept, stacked=True)["setting"]
+    assert all("OOD: paper15, severities" in setting for setting in stacked)
+    assert "OOD:" not in study_cells(table([measured("a", [5])])[0], stacked=True)["setting"].iloc[0]

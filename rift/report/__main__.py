@@ -140,7 +140,8 @@ def _render(jobs: pd.DataFrame, form: str) -> str:
 def _without_shared_columns(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Moves what all rows share (beyond model and data set) into a sentence: a printed page is narrow."""
     shared = [name for name in SETTING[2:] if name in cells and cells[name].nunique() == 1]
-    told = ", ".join(f"{name} {cells[name].iloc[0]}" for name in shared if name != "attack")  # caption has it
+    # The caption has the attack and the OOD mean.
+    told = ", ".join(f"{name} {cells[name].iloc[0]}" for name in shared if name not in ("attack", "ood"))
     return cells.drop(columns=shared), f" All rows: {told}." if told else ""
 
 

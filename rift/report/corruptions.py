@@ -33,7 +33,7 @@ def corruption_frame(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 def means_frame(summary: dict[str, Any]) -> pd.DataFrame:
-    """The means in use, by name: `15x5`, `15_severity5`, `18x5`, and over all that was measured."""
+    """The mean that is reported as OOD, then those in use, by name: `15x5`, `15_severity5`, `18x5`, `all`."""
     about = summary["corruptions"]
     names = about["at"]["means"]
     return pd.DataFrame(

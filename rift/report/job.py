@@ -93,7 +93,8 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
         rule = (
             ""
             if tolerance is None
-            else f", best clean accuracy with robust at most {number(100 * tolerance)} points under AT"
+            else f", best clean accuracy with robust at most {number(100 * tolerance)} points under AT "
+            "(of equals the one nearest to AT)"
         )
         lines.append(f"RiFT: α* = {number(alpha)}{rule}.")
     images = (summary.get("at") or {}).get("num_images")

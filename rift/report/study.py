@@ -13,7 +13,7 @@ from rift.report.job import SMOKE_MARK, attack_text, ood_text
 from rift.report.paper import canonical_target, paper_row
 from rift.report.results import Job
 
-SETTING = ["model", "dataset", "method", "protocol", "target", "attack", "settings", "smoke"]
+SETTING = ["model", "dataset", "method", "protocol", "target", "attack", "ood", "settings", "smoke"]
 _METRICS = {
     "clean": "clean_accuracy",
     "robust": "robust_accuracy",
@@ -27,7 +27,8 @@ _MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift"
 # Options that a column of its own tells.
 _TOLD = {
     "model.family", "model.name", "model.width", "model.pretrained", "dataset.name", "method.name",
-    "protocol.name", "smoke", "stage.finetune.target", "stage.finetune.top_k",
+    "protocol.name", "smoke", "stage.finetune.target", "stage.finetune.top_k", "stage.evaluate.ood",
+    "stage.evaluate.severities",
 }  # fmt: skip
 _FOLLOWING = ("selection_attack.", "evaluation_attack.")
 
@@ -62,6 +63,14 @@ def _follows(name: str, options: dict[str, Any]) -> bool:
     return name.startswith(_FOLLOWING) and options.get(name) == options.get(f"attack.{option}")
 
 
+def _ood_setting(options: dict[str, Any]) -> str:
+    """What OOD is the mean of, whether or not it was measured yet: `paper15, severities 1, 2`."""
+    severities = options.get("stage.evaluate.severities")
+    if severities is None:
+        return ""
+    return f"{options['stage.evaluate.ood']}, severities {', '.join(map(str, sorted(severities)))}"
+
+
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -79,6 +88,7 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
         record |= {
             "target": canonical_target(summary),
             "attack": attack_text(summary) + (f", {restarts} runs" if restarts else ""),
+            "ood": _ood_setting(summary.get("options") or {}),
             "smoke": bool(summary.get("smoke")),
         }
         for metric, key in _METRICS.items():
@@ -156,8 +166,8 @@ def study_cells(jobs: pd.DataFrame, *, stacked: bool) -> pd.DataFrame:
             side, and columns that would be empty in every row are left out.
     """
     if stacked:
-        name_attack = jobs["attack"].nunique() > 1
-        return pd.DataFrame([_stacked(*row, name_attack) for row in _settings(jobs)])
+        named = [name for name in ("attack", "ood") if jobs[name].nunique() > 1]
+        return pd.DataFrame([_stacked(*row, named) for row in _settings(jobs)])
     return _without_empty_columns(pd.DataFrame([_flat(*row) for row in _settings(jobs)]))
 
 
@@ -225,11 +235,12 @@ def metric_text(metric: str) -> str:
     return {"ood": "OOD", "ood_generated": "OOD generated"}.get(metric, metric)
 
 
-def _stacked(setting: dict[str, Any], group: pd.DataFrame, name_attack: bool) -> dict[str, str]:
+def _stacked(setting: dict[str, Any], group: pd.DataFrame, named: list[str]) -> dict[str, str]:
     cells = _cells(group)
     lines = [f"{setting['model']} {setting['dataset']} {setting['method']}"]
     lines.append(", ".join(setting[key] for key in ("protocol", "target") if setting[key]))
-    lines += [setting["attack"]] if name_attack else []
+    lines += [setting["attack"]] if "attack" in named else []
+    lines += [f"OOD: {setting['ood']}"] if "ood" in named and setting["ood"] else []
     lines += setting["settings"].split()
     lines.append(f"n = {len(group)}" + ("" if cells["alpha"] == MISSING else f", α* = {cells['alpha']}"))
     lines += [SMOKE_MARK] if setting["smoke"] else []
@@ -253,7 +264,7 @@ def _without_empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
     empty = [
         name
         for name in frame.columns
-        if (name.startswith(("paper", "OOD")) or name in ("settings", "target", "protocol"))
+        if (name.startswith(("paper", "OOD")) or name in ("settings", "target", "protocol", "ood"))
         and (frame[name] == MISSING).all()
     ]
     return frame.drop(columns=empty)
