@@ -308,9 +308,14 @@ def test_networks_that_differ_have_other_names(family, options, name):
 def test_published_weights_out_of_reach_are_asked_for_once(monkeypatch, tmp_path):
     """The hub's client would try for a minute, and for two kinds of file."""
     asked = []
+    timm_models._answers.cache_clear()
     monkeypatch.setattr(timm_models, "is_reachable", lambda url: bool(asked.append(url)))
     monkeypatch.setattr(timm_models.hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"huggingface\.co does not answer: connect once.*pretrained=false"):
         build("timm", timm_name="resnet18", pretrained=True)
     assert asked == [timm_models.hub.ENDPOINT]
     assert timm_models.hub.HF_HUB_OFFLINE is False
+    with pytest.raises(UserError, match="does not answer"):  # as the next stage would
+        build("timm", timm_name="resnet18", pretrained=True)
+    assert len(asked) == 1
+    timm_models._answers.cache_clear()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rift.checkpoint import save_json
 from rift.data.decode import alone
 
 log = logging.getLogger(__name__)
@@ -80,14 +79,9 @@ def _read(notebook: Path) -> dict[str, Any]:
 
 
 def _write(noted: dict[str, Any], notebook: Path) -> None:
-    """Written beside and renamed: a reader finds a whole file or none. A failure is only a warning."""
-    beside = notebook.with_suffix(f".{os.getpid()}.part")
+    """A failure is only a warning."""
     try:
         notebook.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(noted, indent=1))
-        beside.replace(notebook)
+        save_json(notebook, noted)
     except OSError as error:
         log.warning("md5 sums cannot be kept in %s (%s), so each run computes them again", notebook, error)
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from functools import cache
 
 import timm
 import torch
@@ -75,7 +76,7 @@ def _fetching(name: str) -> Iterator[None]:
 
     The hub's own client would try for a minute, and for two kinds of file.
     """
-    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE or not is_reachable(hub.ENDPOINT)
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE or not _answers(hub.ENDPOINT)
     try:
         yield
     except LocalEntryNotFoundError as error:
@@ -85,6 +86,12 @@ def _fetching(name: str) -> Iterator[None]:
         ) from error
     finally:
         hub.HF_HUB_OFFLINE = before
+
+
+@cache
+def _answers(url: str) -> bool:
+    """Asked once: every stage makes networks anew."""
+    return is_reachable(url)
 
 
 def _check_name(name: str) -> None:

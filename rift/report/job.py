@@ -78,7 +78,12 @@ def job_frame(summary: dict[str, Any]) -> pd.DataFrame:
 def ood_text(summary: dict[str, Any]) -> str:
     """What the OOD accuracy is the mean of: `paper15, severities 1, 2, 3`."""
     about = summary["corruptions"]
-    return f"{about['ood']}, severities {', '.join(map(str, about['severities']))}"
+    return mean_text(about["ood"], about["severities"])
+
+
+def mean_text(corruptions: str, severities: list[int]) -> str:
+    """A mean over corruptions and severities in words."""
+    return f"{corruptions}, severities {', '.join(map(str, sorted(severities)))}"
 
 
 def job_explanations(summary: dict[str, Any]) -> list[str]:

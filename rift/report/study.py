@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rift.report.cells import MISSING, mean_and_std, number
-from rift.report.job import SMOKE_MARK, attack_text, ood_text
+from rift.report.job import SMOKE_MARK, attack_text, mean_text, ood_text
 from rift.report.paper import canonical_target, paper_row
 from rift.report.results import Job
 
@@ -68,7 +68,7 @@ def _ood_setting(options: dict[str, Any]) -> str:
     severities = options.get("stage.evaluate.severities")
     if severities is None:
         return ""
-    return f"{options['stage.evaluate.ood']}, severities {', '.join(map(str, sorted(severities)))}"
+    return mean_text(options["stage.evaluate.ood"], severities)
 
 
 def _shown(value: Any) -> str:
