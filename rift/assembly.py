@@ -11,6 +11,9 @@ from rift.attacks import Attack
 from rift.config import AttackConfig, Config
 from rift.data import SHAPES, load_dataset
 from rift.limits import number
+from rift.method_options import resolved
+from rift.methods import Method
+from rift.methods import make_method as method_by_name
 from rift.models import build_model
 from rift.preflight import check_data, check_plan
 from rift.runtime import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
@@ -29,6 +32,12 @@ def make_attack(config: AttackConfig) -> Attack:
         keep=config.keep,
         batchnorm=config.batchnorm,
     )
+
+
+def make_method(config: Config) -> Method:
+    """The training method, with the official code's values where none were given."""
+    options = resolved(config.method, config.model.family)
+    return method_by_name(config.method.name, options, config.stage.at.label_smoothing)
 
 
 def make_runtime(config: Config) -> Runtime:

@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from rift.corruption_names import SEVERITIES
 from rift.errors import UserError, choose_from
 from rift.limits import at_least, folder_name, number, one_of, require, share, within_pixels
+from rift.method_options import MethodConfig, resolved
 from rift.stage_options import StageConfig
 
 # In an installed package the configuration lies inside it, in a checkout beside it.
@@ -92,14 +93,6 @@ class AttackConfig:
 
 
 @dataclass
-class MethodConfig:
-    name: str = MISSING  # a name in rift.methods.METHODS
-
-    def check(self, where: str) -> None:
-        """Any name; whether it is registered is known where the methods are."""
-
-
-@dataclass
 class ProtocolConfig:
     name: str = MISSING  # a file of conf/protocol
 
@@ -165,6 +158,12 @@ class Config:
         _check_groups(self, "")
         at_least("seed", self.seed, 0)
         folder_name("study", self.study)
+        start_std = resolved(self.method, self.model.family).get("start_std")
+        require(
+            self.attack.random_start or bool(start_std) or not self.method.compares_with_clean,
+            f"method={self.method.name} cannot start from the clean image, where a distance from the clean "
+            "output has no slope: set attack.random_start=true.",
+        )
         splits = {
             "stage.at.selection_split": self.stage.at.selection_split,
             "stage.finetune.selection_split": self.stage.finetune.selection_split,

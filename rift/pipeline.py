@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rift.assembly import make_attack
+from rift.assembly import make_attack, make_method
 from rift.checkpoint import file_digest
 from rift.config import Config
-from rift.errors import UserError, choose_from
 from rift.measurements import Measurement, measurements
-from rift.methods import METHODS
+from rift.method_options import resolved
 from rift.models import check_normalisation, load_foreign_checkpoint, network_name, own_width
 from rift.runner import Runner
 from rift.stage_options import BY_CRITICALITY
@@ -51,11 +50,12 @@ def model_name(config: Config) -> str:
 
 def method_name(config: Config) -> str:
     """What made θ_AT: a method of ours, or `checkpoint`; `untrained` if nothing did."""
+    trained = config.method.label + ("" if config.stage.at.average is None else "_ema")
     if "at" in config.stage.run and config.stage.at.epochs > 0:
-        return config.method.name
+        return trained
     if config.model.checkpoint is not None:
         return "checkpoint"
-    return config.method.name if config.stage.at.epochs > 0 else "untrained"
+    return trained if config.stage.at.epochs > 0 else "untrained"
 
 
 def job_name(config: Config) -> str:
@@ -70,17 +70,11 @@ class Pipeline:
         config: checked configuration.
         session: data, machine, seed.
         store: where results live.
-
-    Raises:
-        UserError: the method is not known.
     """
 
     def __init__(self, config: Config, session: Session, store: Store) -> None:
-        if config.method.name not in METHODS:
-            known = choose_from(config.method.name, METHODS)
-            raise UserError(f"method.name={config.method.name} is not known: {known}.")
         self.config, self.session, self.store = config, session, store
-        self.method = METHODS[config.method.name]
+        self.method = make_method(config)
         self.attack = make_attack(config.attack)
         self.selection_attack = make_attack(config.selection_attack)
         self.name = job_name(config)
@@ -147,8 +141,8 @@ class Pipeline:
             },
             "data": dataset.identity,
             "normalisation": [list(dataset.mean), list(dataset.std)],
-            "method": config.method.name,
-            "attack": asdict(self.attack),
+            "method": {"name": config.method.name, **resolved(config.method, model.family)},
+            "attack": asdict(self.method.attack(self.attack)),
             "options": _without(asdict(options), "select"),
             "augmentation": augmentation,
             "precision": str(self.session.runtime.precision),
@@ -188,7 +182,7 @@ class Pipeline:
         identity = {
             "at": self._key("at"),
             "modules": modules,  # they decide, not the words by which they were chosen
-            "options": _without(asdict(options), "target", "top_k", "select"),
+            "options": _without(asdict(options), "target", "top_k", "target_seed", "select"),
             "augmentation": augmentation,
             "precision": str(self.session.runtime.precision),
         }
@@ -207,7 +201,7 @@ class Pipeline:
             ranking = scan.result()["ranking"]
         else:
             return [UNKNOWN]
-        return choose_modules(options.target, options.top_k, self.session.new_network(), ranking)
+        return choose_modules(options, self.session.new_network(), self.config.stage.mrc.scans, ranking)
 
     def _interpolate(self, run: bool, needed: bool) -> bool:
         options = self.config.stage.interpolate

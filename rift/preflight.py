@@ -36,7 +36,7 @@ def check_plan(config: Config, network: nn.Module) -> None:
             f"stage.mrc.exclude={stage.mrc.exclude} leaves no module to scan: give fewer patterns."
         )
     if tuned:
-        choose_modules(stage.finetune.target, stage.finetune.top_k, network, ranking=scanned)
+        choose_modules(stage.finetune, network, stage.mrc.scans, ranking=scanned)
     if "at" in run:
         _try_training(stage.at, "at")
     if "mrc" in run and stage.mrc.solver == "sgd":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from rift.config import CONF, Config
+from rift.method_options import resolved
 from rift.stage_options import BY_CRITICALITY
 
 # What the paper says (Sec. 3.3, 5.1), option by option. Where it says nothing, the published code's value.
@@ -35,7 +36,16 @@ PAPER: dict[str, Any] = {
     "selection_attack": _ATTACK,
     "evaluation_attack": _ATTACK,
     "stage": {
-        "at": {**_TRAINING, "epochs": 110, "lr": 0.1, "milestones": [100, 105], "evaluate_every": 1},
+        "at": {
+            **_TRAINING,
+            "epochs": 110,
+            "lr": 0.1,
+            "milestones": [100, 105],
+            "evaluate_every": 1,
+            "label_smoothing": 0.0,
+            "average": None,
+            "patience": None,
+        },
         "mrc": {
             "solver": "sgd",
             "split": "train",
@@ -88,8 +98,25 @@ def differences(config: Config) -> list[str]:
 
     The two attacks that only follow the training attack are not listed again.
     """
-    found = dict(_differences(asdict(config), PAPER, ""))
+    found = dict([*_differences(asdict(config), PAPER, ""), *_method_differences(config)])
     return [f"{option} = {text}" for option, text in found.items() if not _only_follows(option, text, found)]
+
+
+def _method_differences(config: Config) -> list[tuple[str, str]]:
+    """The method's options whose values are not its official code's; the variant is in its name."""
+    method, family = config.method, config.model.family
+    ours = resolved(method, family)
+    defaults = OmegaConf.load(CONF / "method" / f"{method.name}.yaml")
+    theirs = resolved(replace(method, **{name: defaults[name] for name in _tunable(ours)}), family)
+    return [
+        (f"method.{name}", f"{ours[name]} (official code: {theirs[name]})")
+        for name in _tunable(ours)
+        if ours[name] != theirs[name]
+    ]
+
+
+def _tunable(options: Mapping[str, Any]) -> list[str]:
+    return [name for name in options if name not in ("base", "form")]
 
 
 def _only_follows(option: str, text: str, texts: Mapping[str, str]) -> bool:

@@ -11,9 +11,12 @@ from rift.corruption_names import ALL, SELECTIONS, SEVERITIES
 from rift.limits import at_least, one_of, positive, require, share
 
 STAGES = ("at", "mrc", "finetune", "interpolate", "evaluate")
-TARGETS = ("least_critical", "most_critical", "last_layer", "all", "top_k", "none")
+TARGETS = (
+    "least_critical", "most_critical", "top_k", "random", "random_k", "last_layer", "all", "none"
+)  # fmt: skip
 MEASUREMENTS = ("pgd", "corruptions", "cifar10_1")
 BY_CRITICALITY = ("least_critical", "most_critical", "top_k")
+BY_CHANCE = ("random", "random_k")
 
 
 @dataclass
@@ -48,10 +51,17 @@ class TrainingConfig:
 @dataclass
 class ATConfig(TrainingConfig):
     evaluate_every: int = MISSING  # epochs between robust evaluations; always in the last tenth
+    label_smoothing: float = MISSING  # share of each label that is spread over all classes
+    average: float | None = MISSING  # decay of the moving average of the weights that is θ_AT; null: none
+    patience: int | None = MISSING  # epochs without a better one after which training ends; null: never
 
     def check(self, where: str) -> None:
         super().check(where)
         at_least(f"{where}.evaluate_every", self.evaluate_every, 1)
+        share(f"{where}.label_smoothing", self.label_smoothing)
+        at_least(f"{where}.patience", self.patience, 1)
+        if self.average is not None:
+            share(f"{where}.average", self.average)
 
 
 @dataclass
@@ -98,13 +108,15 @@ class MRCConfig:
 @dataclass
 class FinetuneConfig(TrainingConfig):
     target: str = MISSING  # one of TARGETS, or a module's exact name
-    top_k: int = MISSING  # how many modules with target=top_k
+    top_k: int = MISSING  # how many modules with target=top_k or random_k
+    target_seed: int = MISSING  # draws the modules of target=random and random_k
     batchnorm: str = MISSING  # running statistics: train (they move) or frozen
 
     def check(self, where: str) -> None:
         super().check(where)
         one_of(f"{where}.batchnorm", self.batchnorm, ("train", "frozen"))
         at_least(f"{where}.top_k", self.top_k, 1)
+        at_least(f"{where}.target_seed", self.target_seed, 0)
         at_least(f"{where}.epochs", self.epochs, 1)
         require(
             not (self.target == "none" and self.batchnorm == "frozen"),

@@ -50,6 +50,7 @@ def make_summary(
                     *selection_notes(config),
                     *departures(config),
                     *pipeline.import_notes,
+                    *results.get("at", {}).get("notes", []),
                     *(note for result in results.values() for note in result["fallbacks"]),
                 ]
             )
@@ -81,9 +82,11 @@ def make_summary(
         summary["mrc"] = [{name: row[name] for name in columns} for row in results["mrc"]["modules"]]
     if "finetune" in results:
         summary["target_modules"] = results["finetune"]["modules"]
+        summary["leak"] = results["finetune"]["leak"][config.stage.finetune.select]
     if "interpolate" in results:
         summary["alpha"] = results["interpolate"]["alpha"]
         summary["sweep"] = results["interpolate"]["sweep"]
+        summary["starts_at_theta_at"] = results["interpolate"]["starts_at_theta_at"]
     paired = paired_tests(folders)
     if paired is not None:
         summary["paired"] = paired

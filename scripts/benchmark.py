@@ -17,7 +17,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import textbook  # noqa: E402
 from corruption_loops import corruption_eval, corruptions  # noqa: E402
 from extrapolation import paper_rows  # noqa: E402
-from timing import ATTACK, Bench, Loop, Sizes, crafting_loop, make_at_step, make_network  # noqa: E402
+from method_loops import TRAINING_LOOPS  # noqa: E402
+from timing import ATTACK, Bench, Loop, Sizes, crafting_loop, in_both_precisions, make_network, named  # noqa: E402
 
 from rift.attacks import Attack, pgd, robust_verdicts  # noqa: E402
 from rift.checkpoint import save_json  # noqa: E402
@@ -48,13 +48,12 @@ from rift.runtime import (  # noqa: E402
     choose_device,
     set_global_switches,
 )
-from rift.runtime.throughput import at_flops, matmul_rate  # noqa: E402
+from rift.runtime.throughput import matmul_rate  # noqa: E402
 from rift.stages.interpolation import interpolate  # noqa: E402
 from rift.stages.mrc_scan import criticality_of  # noqa: E402
 from rift.stages.scanned_network import ScannedNetwork  # noqa: E402
 
 EPSILON, STEP, STEPS = ATTACK.epsilon, ATTACK.step_size, ATTACK.steps
-ONE_STEP = replace(ATTACK, steps=1)  # makes every kernel that the whole attack needs
 
 CPU = Sizes(
     attack=128,
@@ -111,46 +110,6 @@ def craft(bench: Bench) -> None:
         return partial(crafting_loop(bench.fast, bench.runtime, precision, attack), nhwc, y, nhwc)
 
     in_both_precisions(bench, "craft", slow, fast, count * STEPS * 2 * bench.forward)
-
-
-def in_both_precisions(
-    bench: Bench,
-    loop: str,
-    slow: Callable[[Attack], Loop],
-    fast: Callable[[torch.dtype, Attack], Loop],
-    flops: float,
-) -> None:
-    """Times a loop that attacks one batch, after one step of it has made the kernels."""
-    wanted = [(name, dtype) for name, dtype in named(loop) if bench.can(name, dtype)]
-    for warm_up in (slow(ONE_STEP), *(fast(dtype, ONE_STEP) for _, dtype in wanted)):
-        warm_up()
-    rows = {name: fast(dtype, ATTACK) for name, dtype in wanted}
-    bench.compare(slow(ATTACK), rows, images=bench.sizes.attack, flops=flops, once=True)
-
-
-def named(loop: str) -> list[tuple[str, torch.dtype]]:
-    """The rows of a loop that is timed in both precisions."""
-    return [(f"{loop}_fp32", torch.float32), (f"{loop}_bf16", torch.bfloat16)]
-
-
-def at_step(bench: Bench) -> None:
-    """One update of PGD-10 adversarial training."""
-    count = bench.sizes.attack
-    x, y, nhwc = bench.images(count), bench.labels(count), bench.images(count, channels_last=True)
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-    plain = make_network("resnet18").to(x.device)
-    plain_optimizer = torch.optim.SGD(plain.parameters(), **settings)
-
-    def slow(attack: Attack) -> Loop:
-        return partial(textbook.at_step, plain, plain_optimizer, x, y, x, EPSILON, STEP, attack.steps)
-
-    def fast(precision: torch.dtype, attack: Attack) -> Loop:
-        network = bench.runtime.place(make_network("resnet18"))
-        optimizer = torch.optim.SGD(network.parameters(), **settings, fused=True)
-        runtime = replace(bench.runtime, precision=precision)
-        return partial(make_at_step(network, optimizer, runtime, attack), nhwc, y, nhwc)
-
-    in_both_precisions(bench, "at_step", slow, fast, count * at_flops(bench.forward, STEPS))
 
 
 def changes(bench: Bench) -> None:
@@ -297,8 +256,7 @@ LOOPS: dict[str, Callable[[Bench], None]] = {
     "data_path": data_path,
     "craft_fp32": craft,
     "craft_bf16": craft,
-    "at_step_fp32": at_step,
-    "at_step_bf16": at_step,
+    **TRAINING_LOOPS,
     "mrc_scan_fp32": mrc_scan,
     "mrc_scan_bf16": mrc_scan,
     "mrc_projected": mrc_scan,

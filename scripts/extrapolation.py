@@ -15,6 +15,7 @@ from torch import nn
 from rift.attacks import random_start
 from rift.criticality import Solver
 from rift.data import Split, batches
+from rift.methods import make_method
 from rift.models import scannable_modules
 from rift.runtime import Runtime
 from rift.runtime.throughput import wait_for
@@ -84,7 +85,7 @@ def paper_row(
 def training_seconds(network: nn.Module, runtime: Runtime, split: Split, batch: int, steps: int) -> float:
     """Of one step: crop and flip, random start, attack, update."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
-    step = make_at_step(network, optimizer, runtime, ATTACK)
+    step = make_at_step(network, optimizer, runtime, make_method("pgd_at", {}), ATTACK)
     passes = batches(split, batch, shuffle=True, padding=4, flip=True, channels_last=runtime.channels_last)
 
     def one() -> None:

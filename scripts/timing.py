@@ -6,7 +6,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from rift.attacks import Attack, pgd
 from rift.data import Split
-from rift.methods import METHODS
+from rift.methods import Method
 from rift.models import build_model
 from rift.runtime import CraftingNetwork, Runtime, computes_bfloat16, gradient_pass, graphed
 from rift.runtime.throughput import forward_flops, wait_for
 from rift.stages.adversarial_training import crafter
 
 ATTACK = Attack("linf", 8 / 255, 2 / 255, 10)
+ONE_STEP = replace(ATTACK, steps=1)  # makes every kernel that the whole attack needs
 NOT_NATIVE = "this CPU does not compute bfloat16 natively"
 
 
@@ -181,10 +183,10 @@ def crafting_loop(
 
 
 def make_at_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime, attack: Attack
+    network: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime, method: Method, attack: Attack
 ) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """(images, labels, start) -> one update of PGD adversarial training, by the stage's own parts."""
-    method = METHODS["pgd_at"]
+    """(images, labels, start) -> one update of adversarial training, by the stage's own parts."""
+    attack = method.attack(attack)
     crafting = CraftingNetwork(network, runtime, runtime.precision)
     craft = crafter(network, crafting, method, attack, runtime)
     gradients = gradient_pass(method.loss, network, runtime)
@@ -192,7 +194,29 @@ def make_at_step(
     def step(x: Tensor, y: Tensor, start: Tensor) -> None:
         adversarial = craft(x, y, start)
         network.train()
-        gradients(x, adversarial, y)
-        optimizer.step()
+        inputs = x, start, adversarial, y
+        with method.around_update(network, partial(gradients, *inputs), 0):
+            gradients(*inputs)
+            optimizer.step()
 
     return step
+
+
+def in_both_precisions(
+    bench: Bench,
+    loop: str,
+    slow: Callable[[Attack], Loop],
+    fast: Callable[[torch.dtype, Attack], Loop],
+    flops: float,
+) -> None:
+    """Times a loop that attacks one batch, after one step of it has made the kernels."""
+    wanted = [(name, dtype) for name, dtype in named(loop) if bench.can(name, dtype)]
+    for warm_up in (slow(ONE_STEP), *(fast(dtype, ONE_STEP) for _, dtype in wanted)):
+        warm_up()
+    rows = {name: fast(dtype, ATTACK) for name, dtype in wanted}
+    bench.compare(slow(ATTACK), rows, images=bench.sizes.attack, flops=flops, once=True)
+
+
+def named(loop: str) -> list[tuple[str, torch.dtype]]:
+    """The rows of a loop that is timed in both precisions."""
+    return [(f"{loop}_fp32", torch.float32), (f"{loop}_bf16", torch.bfloat16)]

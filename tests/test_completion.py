@@ -13,7 +13,7 @@ from tiny_jobs import command
     [
         ("rift model=resn", ["model=resnet18", "model=resnet34", "model=resnet_small"]),
         ("rift protocol=o", ["protocol=official"]),
-        ("rift stage.finetune.ta", ["stage.finetune.target="]),
+        ("rift stage.finetune.epo", ["stage.finetune.epochs="]),
     ],
 )
 def test_groups_choices_and_options_are_completed(capsys, monkeypatch, typed, offered):

@@ -14,7 +14,7 @@ from rift.attacks import Attack
 from rift.checkpoint import load_tensors, save_tensors
 from rift.data import load_dataset
 from rift.errors import UserError
-from rift.methods import METHODS
+from rift.methods import make_method
 from rift.stages import adversarial_training
 from rift.store import RESUME, StageFolder
 
@@ -25,6 +25,11 @@ ATTACK = Attack(
     norm="linf", epsilon=0.15, step_size=0.1, steps=2, random_start=True, keep="last", batchnorm="eval"
 )
 AUGMENTATION = {"padding": 1, "padding_mode": "zeros", "flip": True}
+METHODS = {
+    "pgd_at": {},
+    "awp": {"base": "trades", "gamma": 0.01, "warmup": 1, "beta": 6.0, "start_std": 0.001},
+    "n_fgsm": {"start_radius": 2.0, "step": 1.0},
+}
 TIMES = ("seconds", "images_per_s", "tflops", "of_matmul_rate")
 
 
@@ -44,9 +49,9 @@ def options_of(*overrides):
     return tiny_config("stage.at.epochs=4", "stage.at.milestones=[2]", *overrides).stage.at
 
 
-def train(session, folder, options, attack=ATTACK, **others):
+def train(session, folder, options, attack=ATTACK, method="pgd_at", **others):
     return adversarial_training(
-        session, folder, options, METHODS["pgd_at"], attack, attack, AUGMENTATION, **others
+        session, folder, options, make_method(method, METHODS[method]), attack, attack, AUGMENTATION, **others
     )
 
 
@@ -74,40 +79,47 @@ def interrupt(monkeypatch, epoch, *, before_it_is_durable):
 
 @pytest.fixture(scope="module")
 def undisturbed(digits, tmp_path_factory):
-    """(options, folder, result) of four epochs in one go, by optimiser."""
+    """(options, folder, result) of four epochs in one go, by optimiser, method and average."""
 
     @cache
-    def trained(optimizer):
+    def trained(optimizer, method="pgd_at", average="null"):
         options = options_of(
-            f"stage.at.optimizer={optimizer}", "stage.at.lr=0.01", "stage.at.evaluate_every=1"
+            f"stage.at.optimizer={optimizer}",
+            "stage.at.lr=0.01",
+            "stage.at.evaluate_every=1",
+            f"stage.at.average={average}",
         )
         folder = stage_folder(tmp_path_factory.mktemp(optimizer))
-        return options, folder, train(tiny_session(digits), folder, options)
+        return options, folder, train(tiny_session(digits), folder, options, method=method)
 
     return trained
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "epoch", "before"),
+    ("optimizer", "epoch", "before", "others"),
     [
-        ("momentum", 1, False),
-        ("momentum", 3, False),
-        ("momentum", 1, True),
-        ("momentum", 3, True),
-        ("adamw", 2, False),
+        ("momentum", 1, False, ()),
+        ("momentum", 3, False, ()),
+        ("momentum", 1, True, ()),
+        ("momentum", 3, True, ()),
+        ("adamw", 2, False, ()),
+        ("momentum", 2, False, ("awp",)),
+        ("momentum", 2, False, ("pgd_at", "0.9")),
+        ("momentum", 3, True, ("n_fgsm", "0.9")),
     ],
 )
 def test_interrupted_and_continued_it_is_as_if_undisturbed(
-    session, tmp_path, monkeypatch, undisturbed, optimizer, epoch, before
+    session, tmp_path, monkeypatch, undisturbed, optimizer, epoch, before, others
 ):
-    options, whole, expected = undisturbed(optimizer)
+    options, whole, expected = undisturbed(optimizer, *others)
+    method = others[0] if others else "pgd_at"
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt(patch, epoch, before_it_is_durable=before)
-        train(session, stage_folder(tmp_path / "killed"), options)
+        train(session, stage_folder(tmp_path / "killed"), options, method=method)
     torch.manual_seed(12345)  # another process starts with other generators
     continued = stage_folder(tmp_path / "killed")
-    found = train(session, continued, options)
+    found = train(session, continued, options, method=method)
 
     first, second = outcome(whole), outcome(continued)
     for name in ("best", "last"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -15,6 +16,8 @@ from rift.models import scannable_modules
 from rift.runtime import batchnorm_layers
 from rift.stages import choose_modules, fine_tuning
 from rift.store import RESUME, StageFolder
+
+stage = import_module("rift.stages.fine_tuning")  # the package has a function of that name
 
 AUGMENTATION = {"padding": 1, "padding_mode": "reflect", "flip": True}
 MODULE = "layer2.0.conv2"
@@ -42,6 +45,11 @@ def options_of(*overrides):
 
 def tune(session, folder, theta_at, modules, *overrides):
     return fine_tuning(session, folder, options_of(*overrides), theta_at, modules, AUGMENTATION)
+
+
+def choose(target, top_k, network, ranking=None, **others):
+    options = replace(options_of(), target=target, top_k=top_k, target_seed=others.pop("seed", 0))
+    return choose_modules(options, network, ranking=ranking, **others)
 
 
 def buffers_of(session) -> set[str]:
@@ -86,6 +94,33 @@ def test_with_all_modules_every_parameter_moves(session, tmp_path, theta_at, bat
     tune(session, folder, theta_at, names, f"stage.finetune.batchnorm={batchnorm}")
     expected = parameters_of(session) | (buffers_of(session) if batchnorm == "train" else set())
     assert changed(theta_at, folder.load("last")) == expected
+
+
+@pytest.mark.parametrize("batchnorm", ["frozen", "train"])
+def test_the_result_says_how_far_everything_else_moved(session, tmp_path, theta_at, batchnorm):
+    folder = stage_folder(tmp_path)
+    result = tune(session, folder, theta_at, [MODULE], f"stage.finetune.batchnorm={batchnorm}")
+    tuned = theta_at[f"{MODULE}.weight"].numel()
+    for epoch in ("best", "last"):
+        leak = result["leak"][epoch]
+        assert leak["parameters"] == 0
+        assert leak["num_parameters"] == sum(p.numel() for p in session.new_network().parameters()) - tuned
+        moved = [
+            (folder.load(epoch)[name] - theta_at[name]).double().square().sum()
+            for name in buffers_of(session)
+            if "running" in name
+        ]
+        assert leak["statistics"] == pytest.approx(sum(moved).sqrt().item(), rel=1e-6)
+        assert (leak["statistics"] > 0) is (batchnorm == "train")
+
+
+def test_a_leak_would_be_seen(theta_at):
+    after = {name: value.clone() for name, value in theta_at.items()}
+    after["fc.bias"][0] += 3.0
+    after["conv1.weight"][0, 0, 0, 0] += 4.0
+    after[f"{MODULE}.weight"] += 1.0
+    found = stage.leak(theta_at, after, {f"{MODULE}.weight"})
+    assert found["parameters"] == pytest.approx(5.0, rel=1e-6) and found["statistics"] == 0
 
 
 @pytest.mark.parametrize(
@@ -174,7 +209,6 @@ def test_interrupted_and_continued_it_is_as_if_undisturbed(session, tmp_path, mo
 
 def test_frozen_statistics_are_frozen_in_every_layer(session, tmp_path, theta_at, monkeypatch):
     """The forward passes use the stored statistics, not the batch's."""
-    stage = import_module("rift.stages.fine_tuning")
     seen = []
 
     def observed(images, labels):
@@ -211,37 +245,57 @@ def names(network):
 def test_targets_by_rank(network, names):
     ranking = names[::-1]  # the classifier least critical, the stem most
     assert names[0] == "conv1" and names[-1] == "fc"
-    assert choose_modules("least_critical", 1, network, ranking) == ["fc"]
-    assert choose_modules("most_critical", 1, network, ranking) == ["conv1"]
+    assert choose("least_critical", 1, network, ranking) == ["fc"]
+    assert choose("most_critical", 1, network, ranking) == ["conv1"]
     # In network order, whatever their rank.
-    assert choose_modules("top_k", 3, network, ranking) == names[-3:]
-    assert choose_modules("top_k", len(names), network, ranking) == names
+    assert choose("top_k", 3, network, ranking) == names[-3:]
+    assert choose("top_k", len(names), network, ranking) == names
 
 
 def test_targets_by_name_need_no_ranking(network, names):
-    assert choose_modules("none", 1, network, None) == []
-    assert choose_modules("all", 1, network, None) == names
-    assert choose_modules("last_layer", 1, network, None) == ["fc"]
+    assert choose("none", 1, network, None) == []
+    assert choose("all", 1, network, None) == names
+    assert choose("last_layer", 1, network, None) == ["fc"]
     for name in names:
-        assert choose_modules(name, 1, network, None) == [name]
+        assert choose(name, 1, network, None) == [name]
 
 
 def test_a_ranking_of_some_modules_is_enough(network):
     """Where the scan excluded modules, targets speak of those that were ranked."""
-    assert choose_modules("most_critical", 1, network, ["fc", "conv1"]) == ["conv1"]
-    with pytest.raises(UserError, match=r"top_k=3, but only 2 modules were ranked"):
-        choose_modules("top_k", 3, network, ["fc", "conv1"])
+    assert choose("most_critical", 1, network, ["fc", "conv1"]) == ["conv1"]
+    with pytest.raises(UserError, match=r"top_k=3, but only 2 modules are scanned"):
+        choose("top_k", 3, network, ["fc", "conv1"])
+
+
+def test_chance_draws_as_many_modules_as_the_comparison_has(network, names):
+    drawn = [choose("random", 5, network, seed=seed) for seed in range(40)]
+    assert all(len(modules) == 1 for modules in drawn)
+    assert len({*map(tuple, drawn)}) > len(names) / 2  # not always the same ones
+    assert drawn == [choose("random", 5, network, seed=seed) for seed in range(40)]
+    together = choose("random_k", 4, network, seed=3)
+    assert len(set(together)) == 4 and together == [name for name in names if name in together]
+    assert set(drawn[3]) < set(together)
+
+
+def test_chance_draws_from_what_is_scanned(network, names):
+    def scans(name):
+        return name.startswith("layer1")
+
+    drawn = {choose("random", 1, network, scans=scans, seed=seed)[0] for seed in range(40)}
+    assert drawn == {name for name in names if scans(name)}
+    with pytest.raises(UserError, match=r"top_k=9, but only 2 modules are scanned"):
+        choose("random_k", 9, network, scans=scans)
 
 
 def test_an_unknown_module_is_told_its_nearest(network):
     near = r"layer2\.0\.conv3 is no module .*did you mean 'layer2\.0\.conv"
     with pytest.raises(UserError, match=near) as error:
-        choose_modules("layer2.0.conv3", 1, network, None)
+        choose("layer2.0.conv3", 1, network, None)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="did you mean 'least_critical'"):
-        choose_modules("least_crital", 1, network, None)
+        choose("least_crital", 1, network, None)
 
 
 def test_a_batchnorm_layer_is_no_module(network):
     with pytest.raises(UserError, match=r"bn1 is no module"):
-        choose_modules("bn1", 1, network, None)
+        choose("bn1", 1, network, None)

@@ -12,7 +12,7 @@ import torch
 
 from rift.attacks import Attack, random_start
 from rift.data import batches
-from rift.methods import METHODS
+from rift.methods import make_method
 from rift.models import build_model
 from rift.runtime import Runtime
 from rift.stage_options import ATConfig
@@ -41,6 +41,9 @@ def at_options(**options):
         "selection_split": "test",
         "select": "last",
         "evaluate_every": 100,
+        "label_smoothing": 0.0,
+        "average": None,
+        "patience": None,
     }
     return ATConfig(**{**defaults, **options})
 
@@ -95,7 +98,7 @@ def by_stage(session, options, folder_root, attack=ATTACK):
     folder.path.mkdir(parents=True)
     folder.begin()
     adversarial_training(
-        session, folder, options, METHODS["pgd_at"], attack, replace(ATTACK, steps=1), AUGMENTATION
+        session, folder, options, make_method("pgd_at", {}), attack, replace(ATTACK, steps=1), AUGMENTATION
     )
     return folder.load("last"), [row["train_loss"] for row in folder.rows()]
 

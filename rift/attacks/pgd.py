@@ -12,7 +12,10 @@ from torch import Tensor
 from rift.randomness import normal, uniform
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, K) float32, labels (B,)) -> per-image losses (B,) that the attack increases."""
+"""(logits (B, K) float32, target) -> per-image losses (B,) that the attack increases.
+
+The target is what the logits are compared with: labels (B,), or the clean images' logits (B, K).
+"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Attack:
         keep: `last` returns the last iterate (what the published code does), `best` the iterate of
             highest loss per image, the last one included.
         batchnorm: BatchNorm mode while crafting, `eval` (Pang et al. 2021) or `train`.
+        start_radius: of the ball that the random start is drawn from, where it is not epsilon.
+        start_std: the random start is the image plus normal noise of this standard deviation instead, not
+            clipped to [0, 1] (TRADES, MART).
+        project: keep the iterates in the ball; without it they only stay in [0, 1].
     """
 
     norm: str
@@ -37,6 +44,9 @@ class Attack:
     random_start: bool = True
     keep: str = "last"
     batchnorm: str = "eval"
+    start_radius: float | None = None
+    start_std: float | None = None
+    project: bool = True
 
     @property
     def name(self) -> str:
@@ -69,26 +79,29 @@ def _into_l2_ball(delta: Tensor, epsilon: float) -> Tensor:
 
 
 def random_start(images: Tensor, indices: Tensor, key: tuple[int | str, ...], attack: Attack) -> Tensor:
-    """A uniform point of the ball around each image, clipped to [0, 1].
+    """A uniform point of the ball around each image, clipped to [0, 1]; or the image plus normal noise.
 
     Args:
         images: (B, C, H, W) float32 in [0, 1].
         indices: (B,) int64, the images' positions in their data set; with `key` they alone decide the
             point, so batches may be cut in any way (see `rift.randomness`).
         key: what the numbers are for, e.g. `("start", seed, epoch)`.
-        attack: its norm and epsilon are used.
+        attack: its norm, its epsilon, and what it says of the start.
 
     Returns:
         Tensor like `images`.
     """
     size = images[0].numel()
+    # Drawn in NCHW order whatever the memory format, so that the format changes no number.
+    if attack.start_std is not None:
+        return images + attack.start_std * normal(key, indices, size).view(images.shape)
+    reach = attack.epsilon if attack.start_radius is None else attack.start_radius
     if attack.norm == "linf":
-        # Drawn in NCHW order whatever the memory format, so that the format changes no number.
-        noise = uniform(key, indices, size).mul_(2).sub_(1).mul_(attack.epsilon)
+        noise = uniform(key, indices, size).mul_(2).sub_(1).mul_(reach)
         return (images + noise.view(images.shape)).clamp_(0, 1)
     direction = normal(("direction", *key), indices, size).view(images.shape)
     # The volume of a ball of dimension d grows as radius**d.
-    radius = uniform(("radius", *key), indices, 1).squeeze(1) ** (1 / size) * attack.epsilon
+    radius = uniform(("radius", *key), indices, 1).squeeze(1) ** (1 / size) * reach
     scale = _per_image(radius, images) / _l2_norms(direction).clamp_min(1e-12)
     return (images + direction * scale).clamp_(0, 1)
 
@@ -96,7 +109,7 @@ def random_start(images: Tensor, indices: Tensor, key: tuple[int | str, ...], at
 def pgd(
     network: Callable[[Tensor], Tensor],
     images: Tensor,
-    labels: Tensor,
+    target: Tensor,
     start: Tensor,
     attack: Attack,
     objective: Objective = cross_entropy,
@@ -109,23 +122,26 @@ def pgd(
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K).
         images: (B, C, H, W) float32 in [0, 1].
-        labels: (B,) int64.
-        start: like `images`, the first iterate, inside the ball and [0, 1].
+        target: what `objective` compares the logits with; labels (B,) int64 for cross-entropy.
+        start: like `images`, the first iterate.
         attack: norm, epsilon, step size, number of steps, which iterate to keep.
         objective: losses per image that are increased; cross-entropy with the true label by default.
 
     Returns:
-        Tensor like `images`, within epsilon of them and in [0, 1].
+        Tensor like `images`, in [0, 1] and, unless the attack does not project, within epsilon of them.
     """
     if attack.norm == "linf":
         # Ball and box are one box: its bounds are computed once.
-        lower = (images - attack.epsilon).clamp_(min=0)
-        upper = (images + attack.epsilon).clamp_(max=1)
+        reach = attack.epsilon if attack.project else 1.0
+        lower = (images - reach).clamp_(min=0)
+        upper = (images + reach).clamp_(max=1)
 
     def ascend(x: Tensor, gradient: Tensor) -> Tensor:
         if attack.norm == "linf":
             return torch.clamp(x + attack.step_size * gradient.sign(), lower, upper)
         step = attack.step_size * gradient / _l2_norms(gradient).clamp_min(1e-12)
+        if not attack.project:
+            return (x + step).clamp_(0, 1)
         # Clipping a point of the ball to [0, 1] moves it towards the image, so it stays in the ball.
         return (images + _into_l2_ball(x + step - images, attack.epsilon)).clamp_(0, 1)
 
@@ -133,14 +149,14 @@ def pgd(
     for _ in range(attack.steps):
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            losses = objective(network(x).float(), labels)
+            losses = objective(network(x).float(), target)
             (gradient,) = torch.autograd.grad(losses.sum(), x)
         if attack.keep == "best":
             best, best_loss = _better(x.detach(), losses.detach(), best, best_loss)
         x = ascend(x.detach(), gradient)
     if attack.keep == "best":
         with torch.no_grad():
-            best, _ = _better(x, objective(network(x).float(), labels), best, best_loss)
+            best, _ = _better(x, objective(network(x).float(), target), best, best_loss)
         return best
     return x.detach()
 

@@ -93,6 +93,8 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
     if modules:
         shown = ", ".join(modules[:5]) + (f" and {len(modules) - 5} more" if len(modules) > 5 else "")
         lines.append(f"Fine-tuned: {shown} ({summary.get('target') or 'by name'}).")
+    if summary.get("leak"):
+        lines.append(leak_text(summary))
     if alpha is not None:
         tolerance = summary.get("alpha_tolerance")
         rule = (
@@ -127,6 +129,15 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
     row = paper_row(summary)
     lines.append(f"Paper: {row.source}, mean of 3 seeds." if row else "The paper reports no such row.")
     return lines
+
+
+def leak_text(summary: dict[str, Any]) -> str:
+    """How far fine-tuning moved what it should not, and whether α = 0 is θ_AT."""
+    leak, exact = summary["leak"], summary.get("starts_at_theta_at")
+    text = f"Outside of that ‖Δθ‖ = {leak['parameters']:.3g} over {leak['num_parameters']} parameters"
+    text += f", {leak['statistics']:.3g} over BatchNorm's running statistics"
+    starts = {None: "", True: "; α = 0 is θ_AT bit for bit", False: "; α = 0 is NOT θ_AT: a fault"}[exact]
+    return f"{text}{starts}."
 
 
 def is_evaluated(summary: dict[str, Any]) -> bool:

@@ -27,8 +27,8 @@ _MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift"
 # Options that a column of its own tells.
 _TOLD = {
     "model.family", "model.name", "model.width", "model.pretrained", "dataset.name", "method.name",
-    "protocol.name", "smoke", "stage.finetune.target", "stage.finetune.top_k", "stage.evaluate.ood",
-    "stage.evaluate.severities",
+    "method.base", "method.form", "protocol.name", "smoke", "stage.finetune.target", "stage.finetune.top_k",
+    "stage.evaluate.ood", "stage.evaluate.severities",
 }  # fmt: skip
 _FOLLOWING = ("selection_attack.", "evaluation_attack.")
 

@@ -22,7 +22,7 @@ SAME_PIXELS = 0.95  # share of the output that must agree to 1e-3; rounding may 
 SAME = 0.02  # relative distance that bfloat16 and another order of summation may make
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
-"""(network, *inputs) -> (scalar loss, logits (B, K))."""
+"""(network, *inputs) -> (scalar loss, logits (B, K)); the network's logits are float32."""
 Pass = Callable[..., tuple[Tensor, Tensor]]
 """(*inputs) -> (scalar loss, logits (B, K))."""
 
@@ -121,11 +121,16 @@ class _PlainPass:
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         return self._plain(*inputs)
 
+    def _in_full(self, images: Tensor) -> Tensor:
+        """In float32 whatever they were computed in, unless that was float64."""
+        logits = self._called(images)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
     def _plain(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         for parameter in self._parameters:
             parameter.grad = None
         with self._runtime.autocast():
-            loss, logits = self._loss_of(self._called, *inputs)
+            loss, logits = self._loss_of(self._in_full, *inputs)
         if loss.requires_grad:  # nothing is trained where only statistics move
             loss.backward()
         return loss.detach(), logits.detach()

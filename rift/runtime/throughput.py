@@ -24,9 +24,15 @@ def forward_flops(network: nn.Module, image: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def at_flops(forward: int, steps: int) -> int:
-    """Of one image in adversarial training: an input gradient costs two passes, a weight update three."""
-    return (2 * steps + 3) * forward
+def at_flops(forward: int, steps: int, passes: float = 1) -> float:
+    """Of one image in adversarial training: an input gradient costs two passes, a weight gradient three.
+
+    Args:
+        forward: of one image.
+        steps: input gradients.
+        passes: weight gradients in one update.
+    """
+    return (2 * steps + 3 * passes) * forward
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +16,9 @@ from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
 from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, seed_everything
-from rift.runtime.graphs import Pass
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
 from rift.stage_options import ATConfig
+from rift.stages.collapse import collapse_notes, watch
 from rift.stages.session import Session
 from rift.stages.training import Training
 from rift.store import StageFolder
@@ -40,48 +42,88 @@ def adversarial_training(
     Args:
         session: data, machine, seed.
         folder: gets `best` and `last` weights, a metrics row per epoch, and the held-out indices.
-        options: schedule, selection split, how often robust accuracy is measured.
+        options: schedule, selection split, how often robust accuracy is measured, averaging.
         method: what is minimised.
-        attack: of the training images.
+        attack: of the training images, as it was asked for; the method may have its own.
         selection_attack: of the selection split, one run.
         augmentation: `padding`, `padding_mode` and `flip` for `rift.data.batches`.
         initial: weights to start from; with no epochs they are θ_AT.
 
     Returns:
-        The stage's result: the best and the last epoch's metrics.
+        The stage's result: the best and the last epoch's metrics, of the moving average if there is one, and
+        notes for whoever reads it.
     """
+    attack = method.attack(attack)
     network = session.new_network()
     if initial is not None:
         network.load_state_dict(initial)
     training = Training(
-        folder, network, network.parameters(), options, "at", "robust_accuracy", session.runtime
+        folder,
+        network,
+        network.parameters(),
+        options,
+        "at",
+        "robust_accuracy",
+        session.runtime,
+        average=options.average if options.epochs else None,
+        patience=options.patience,
     )
     if session.dataset.holdout is not None:
         folder.save("holdout", {"indices": session.dataset.holdout.indices})
-    crafting = CraftingNetwork(network, session.runtime, session.runtime.precision)
+    runtime = session.runtime
+    crafting = CraftingNetwork(network, runtime, runtime.precision)
     judging = crafting
-    if session.runtime.evaluation_precision != session.runtime.precision:
-        judging = CraftingNetwork(network, session.runtime, session.runtime.evaluation_precision)
-    craft = crafter(network, crafting, method, attack, session.runtime)
-    gradients = gradient_pass(method.loss, network, session.runtime)
+    if training.judged is not network or runtime.evaluation_precision != runtime.precision:
+        judging = CraftingNetwork(training.judged, runtime, runtime.evaluation_precision)
+    craft = crafter(network, crafting, method, attack, runtime)
+    gradients = gradient_pass(method.loss, network, runtime)
     selection = session.dataset.split(options.selection_split)
+
+    def update(images: Tensor, labels: Tensor, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        start = images
+        if attack.random_start:
+            start = random_start(images, indices, ("training start", session.seed, epoch), attack)
+        inputs = images, start, craft(images, labels, start), labels
+        network.train()
+        with method.around_update(network, partial(gradients, *inputs), epoch):
+            loss, logits = gradients(*inputs)
+            training.optimizer.step()
+        training.updated()
+        return loss, logits
 
     def judge() -> dict[str, float]:
         verdicts = session.attacked(
-            network, selection, selection_attack, runs=1, label="at: selection", crafting=judging
+            training.judged, selection, selection_attack, runs=1, label="at: selection", crafting=judging
         )
         return {"clean_accuracy": verdicts.clean_accuracy, "robust_accuracy": verdicts.robust_accuracy}
 
+    one_image = session.dataset.train.images[:1] / 255
+    work = at_flops(forward_flops(network, one_image), attack.steps, method.passes)
     for epoch in training.remaining():
         seed_everything("at", session.seed, epoch)  # for dropout and the like
-        row = _epoch(session, training, craft, gradients, attack, augmentation, options.batch_size, epoch)
+        row = _epoch(session, training, update, augmentation, options.batch_size, epoch, work)
+        if attack.steps == 1:
+            row |= watch(session, network, crafting, selection, selection_attack, folder.rows())
         if robust_accuracy_is_due(epoch, options.epochs, options.evaluate_every):
             row |= judge()
         training.end_epoch(row)
     if options.epochs == 0:
         training.best_row = training.last_row = {"epoch": 0, **judge()}
         folder.add_row(training.last_row)
-    return training.finish()
+    return {**training.finish(), "notes": _notes(training, options, folder.rows())}
+
+
+def _notes(training: Training, options: ATConfig, rows: list[dict[str, Any]]) -> list[str]:
+    """What a reader of the result must know of the way to it."""
+    notes = collapse_notes(rows)
+    if training.average is not None:
+        notes.append(f"θ_AT is a moving average of the weights, decay {options.average:g}")
+    if training.next_epoch < options.epochs:
+        notes.append(
+            f"training ended after {training.next_epoch} of {options.epochs} epochs: "
+            f"{options.patience} without a better one"
+        )
+    return notes
 
 
 def robust_accuracy_is_due(epoch: int, epochs: int, every: int) -> bool:
@@ -92,15 +134,14 @@ def robust_accuracy_is_due(epoch: int, epochs: int, every: int) -> bool:
 def _epoch(
     session: Session,
     training: Training,
-    craft: Craft,
-    gradients: Pass,
-    attack: Attack,
+    update: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]],
     augmentation: dict[str, Any],
     batch_size: int,
     epoch: int,
+    work: float,
 ) -> dict[str, Any]:
-    """One pass over the training images; nothing in it waits for the device."""
-    network, runtime, train = training.network, session.runtime, session.dataset.train
+    """One pass over the training images, of `work` FLOP each; nothing in it waits for the device."""
+    runtime, train = session.runtime, session.dataset.train
     totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     passes = batches(
         train,
@@ -111,16 +152,9 @@ def _epoch(
         channels_last=runtime.channels_last,
         **augmentation,
     )
-    work = at_flops(forward_flops(network, train.images[:1] / 255), attack.steps)
     with measured(f"at {epoch + 1}/{training.epochs}", len(train)) as meter:
         for images, labels, indices in passes:
-            start = images
-            if attack.random_start:
-                start = random_start(images, indices, ("training start", session.seed, epoch), attack)
-            adversarial = craft(images, labels, start)
-            network.train()
-            loss, logits = gradients(images, adversarial, labels)
-            training.optimizer.step()
+            loss, logits = update(images, labels, indices, epoch)
             totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
             meter.advance(len(labels))
         loss_sum, correct = totals.tolist()  # the epoch's one synchronisation
@@ -142,13 +176,20 @@ def crafter(
 ) -> Craft:
     """(images, labels, start) -> adversarial images, for the network as it is at the call."""
 
+    def through(called: nn.Module, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        target = labels
+        if method.from_clean:
+            with torch.no_grad():
+                target = called(images).float()
+        return pgd(called, images, target, start, attack, method.objective)
+
     def with_fixed_statistics(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
         crafting.refresh()
-        return pgd(crafting, images, labels, start, attack, method.objective)
+        return through(crafting, images, labels, start)
 
     def with_batch_statistics(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
         with borrowed(network, training=True), runtime.autocast():
-            return pgd(network, images, labels, start, attack, method.objective)
+            return through(network, images, labels, start)
 
     if attack.batchnorm == "train":
         return with_batch_statistics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,47 +15,58 @@ from rift.data import batches
 from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
 from rift.progress import measured
-from rift.randomness import derive_seed
+from rift.randomness import derive_seed, permutation
 from rift.runtime import batchnorm_layers, borrowed, gradient_pass, seed_everything
 from rift.runtime.graphs import Pass
-from rift.stage_options import TARGETS, FinetuneConfig
+from rift.stage_options import BY_CHANCE, BY_CRITICALITY, TARGETS, FinetuneConfig
 from rift.stages.session import Session
 from rift.stages.training import Training
 from rift.store import StageFolder
 
 
-def choose_modules(target: str, top_k: int, network: nn.Module, ranking: list[str] | None) -> list[str]:
-    """The names of the modules that a target stands for, in network order.
+def choose_modules(
+    options: FinetuneConfig,
+    network: nn.Module,
+    scans: Callable[[str], bool] = lambda name: True,
+    ranking: list[str] | None = None,
+) -> list[str]:
+    """The names of the modules that the target stands for, in network order.
 
     Args:
-        target: one of `TARGETS`, or a module's exact name.
-        top_k: how many, for `top_k`.
+        options: `target` (one of `TARGETS`, or a module's exact name), `top_k`, `target_seed`.
         network: whose modules they are.
+        scans: whether a module of this name is among those that the scan, and chance, choose from.
         ranking: module names, least critical first; needed for the targets that speak of criticality.
 
     Raises:
-        UserError: no such module, or more modules than were ranked.
+        UserError: no such module, or more modules than there are.
     """
-    names = list(scannable_modules(network))
+    names, target, top_k = list(scannable_modules(network)), options.target, options.top_k
     if target == "none":
         return []
     if target == "all":
         return names
     if target == "last_layer":
         return names[-1:]
-    if target in ("least_critical", "most_critical", "top_k"):
+    if target in (*BY_CRITICALITY, *BY_CHANCE):
+        if target in BY_CHANCE:
+            ranking = _shuffled([name for name in names if scans(name)], options.target_seed)
         assert ranking is not None
-        if top_k > len(ranking) and target == "top_k":
+        if top_k > len(ranking) and target in ("top_k", "random_k"):
             raise UserError(
-                f"stage.finetune.top_k={top_k}, but only {len(ranking)} modules were ranked: give fewer."
+                f"stage.finetune.top_k={top_k}, but only {len(ranking)} modules are scanned: give fewer."
             )
-        ranges = {"least_critical": ranking[:1], "most_critical": ranking[-1:], "top_k": ranking[:top_k]}
-        chosen = ranges[target]
+        count = top_k if target in ("top_k", "random_k") else 1
+        chosen = ranking[-1:] if target == "most_critical" else ranking[:count]
         return [name for name in names if name in chosen]
     if target not in names:
         known = choose_from(target, [*TARGETS, *names])
         raise UserError(f"stage.finetune.target={target} is no module of this network: {known}.")
     return [target]
+
+
+def _shuffled(names: list[str], seed: int) -> list[str]:
+    return [names[index] for index in permutation(("target", seed), len(names))]
 
 
 def fine_tuning(
@@ -79,7 +91,8 @@ def fine_tuning(
         augmentation: `padding`, `padding_mode` and `flip` for `rift.data.batches`.
 
     Returns:
-        The stage's result: the modules, the best and the last epoch's metrics.
+        The stage's result: the modules, the best and the last epoch's metrics, and how far everything outside
+        the modules has moved until then (`leak`).
     """
     network = session.network(theta_at)
     everything = len(modules) == len(scannable_modules(network))
@@ -95,11 +108,39 @@ def fine_tuning(
         with borrowed(network, training=False):
             right = correct(network, selection, session.runtime.batch_size, session.runtime.channels_last)
         training.end_epoch(row | {"clean_accuracy": right.double().mean().item()})
-    return {"modules": modules, **training.finish()}
+    result = training.finish()
+    tuned = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    leaks = {epoch: leak(theta_at, folder.load(epoch), tuned) for epoch in ("best", "last")}
+    return {"modules": modules, **result, "leak": leaks}
+
+
+def leak(before: dict[str, Tensor], after: dict[str, Tensor], tuned: set[str]) -> dict[str, float | int]:
+    """How far what was not to be fine-tuned has moved.
+
+    Args:
+        before, after: state dicts.
+        tuned: names of the parameters that were.
+
+    Returns:
+        ‖Δθ‖₂ over all other parameters (`parameters`, of `num_parameters` numbers), which should be 0, and
+        over BatchNorm's running statistics (`statistics`), which move with `batchnorm=train`.
+    """
+    outside = {name: value for name, value in before.items() if name not in tuned}
+    moved = {
+        name: torch.linalg.vector_norm(after[name].to(value.device).double() - value.double()).item()
+        for name, value in outside.items()
+    }
+    running = [name for name in outside if name.endswith(("running_mean", "running_var"))]
+    fixed = [name for name in outside if name not in running and not name.endswith("num_batches_tracked")]
+    return {
+        "parameters": math.hypot(*(moved[name] for name in fixed)),
+        "num_parameters": sum(outside[name].numel() for name in fixed),
+        "statistics": math.hypot(*(moved[name] for name in running)),
+    }
 
 
 def _loss(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    logits = network(images).float()
+    logits = network(images)
     return F.cross_entropy(logits, labels), logits
 
 
@@ -132,6 +173,7 @@ def _epoch(
             loss, logits = gradients(images, labels)
             if training.optimizer is not None:
                 training.optimizer.step()
+                training.updated()
             totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
             meter.advance(len(labels))
         loss_sum, right = totals.tolist()

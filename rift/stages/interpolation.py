@@ -79,7 +79,7 @@ def interpolation(
         attack: of the selection split.
 
     Returns:
-        The stage's result: α*, its accuracies, and the whole sweep.
+        The stage's result: α*, its accuracies, the whole sweep, and whether α = 0 is θ_AT bit for bit.
     """
     folder.load_resume_point()
     points = folder.rows()
@@ -110,7 +110,9 @@ def interpolation(
     chosen = best_alpha(points, options.tolerance)
     weights = _weights(session, network, options.batchnorm, chosen["alpha"], theta_at, theta_ft)
     folder.save("weights", weights)
-    return {**chosen, "sweep": points}
+    start = _weights(session, network, options.batchnorm, 0.0, theta_at, theta_ft)
+    exact = all(torch.equal(start[name], value) for name, value in theta_at.items())
+    return {**chosen, "sweep": points, "starts_at_theta_at": exact}
 
 
 def _weights(

@@ -10,6 +10,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from rift.errors import UserError
@@ -85,11 +86,22 @@ def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingConfig, sta
     return schedule
 
 
+def moving_average(network: nn.Module, decay: float) -> ModelEmaV3:
+    """A copy of the network that follows it as timm's moving average does, in eval mode.
+
+    Everything in the state dict is averaged, BatchNorm's running statistics too; counters are copied. The
+    decay grows as t / (t + 10) until it reaches `decay`, so that the first weights are soon forgotten.
+    """
+    average = ModelEmaV3(network, decay=decay, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0)
+    average.requires_grad_(False)
+    return average
+
+
 class Training:
     """A network on its way through the epochs of one stage.
 
     Keeps the best and the last weights, appends each epoch to the metrics, and can stop and go on
-    between any two epochs.
+    between any two epochs. With a moving average, best and last are weights of the average.
 
     Args:
         folder: the stage's result folder.
@@ -99,6 +111,8 @@ class Training:
         stage: the name of the stage in the configuration.
         score: the metric by which an epoch is the best.
         runtime: where tensors live.
+        average: decay of a moving average of the weights, if there is to be one.
+        patience: epochs without a better score after which no epoch remains; None: all do.
     """
 
     def __init__(
@@ -110,24 +124,45 @@ class Training:
         stage: str,
         score: str,
         runtime: Runtime,
+        average: float | None = None,
+        patience: int | None = None,
     ) -> None:
         self.folder, self.network, self.score_name, self.stage = folder, network, score, stage
-        self.epochs = options.epochs
+        self.epochs, self.patience = options.epochs, patience
         parameters = list(parameters)
         self.optimizer = make_optimizer(parameters, options, stage) if parameters else None
         self.schedule = make_schedule(self.optimizer, options, stage) if self.optimizer else None
         self.best: dict[str, Tensor] = {}
         self.best_row: dict[str, Any] | None = None
         self.last_row: dict[str, Any] | None = None
-        self.next_epoch = 0
+        self.next_epoch = self.updates = 0
+        self.average = None if average is None else moving_average(network, average)
         self._resume(runtime.device)
 
     def remaining(self) -> Iterable[int]:
         """The epochs still to be done, each with its learning rate set."""
-        for epoch in range(self.next_epoch, self.epochs):
+        while self.next_epoch < self.epochs and not self.stopped_early:
             if self.schedule is not None:
-                self.schedule.step(epoch)
-            yield epoch
+                self.schedule.step(self.next_epoch)
+            yield self.next_epoch
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last epoch that was scored is too long after the best one."""
+        if self.patience is None or self.best_row is None or self.score_name not in self.last_row:
+            return False
+        return self.last_row["epoch"] - self.best_row["epoch"] >= self.patience
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is scored and handed on: the moving average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def updated(self) -> None:
+        """To be called after each update of the weights: the average follows."""
+        self.updates += 1
+        if self.average is not None:
+            self.average.update(self.network, step=self.updates)
 
     @property
     def lr(self) -> float:
@@ -150,19 +185,26 @@ class Training:
         score = row.get(self.score_name)
         if score is not None and (self.best_row is None or score > self.best_row[self.score_name]):
             self.best_row = row
-            self.best = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            self.best = {name: value.detach().clone() for name, value in self.judged.state_dict().items()}
         self.next_epoch = row["epoch"]
         self._save()
 
     def finish(self) -> dict[str, Any]:
-        """Writes the weights of the best and of the last epoch; their metrics are part of the result."""
-        self.folder.save("last", self.network.state_dict())
-        self.folder.save("best", self.best or self.network.state_dict())
+        """Writes the weights of the best and of the last epoch; their metrics are part of the result.
+
+        Of an averaged training they are the average's; the last weights themselves are kept beside them.
+        """
+        self.folder.save("last", self.judged.state_dict())
+        self.folder.save("best", self.best or self.judged.state_dict())
+        if self.average is not None:
+            self.folder.save("last_not_averaged", self.network.state_dict())
         return {"best": self.best_row, "last": self.last_row}
 
     def _save(self) -> None:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.judged.state_dict().items()}
         plain: dict[str, dict[str, Any]] = {}
         for index, state in (self.optimizer.state_dict()["state"] if self.optimizer else {}).items():
             for name, value in state.items():
@@ -172,6 +214,7 @@ class Training:
                     plain.setdefault(str(index), {})[name] = value
         note = {
             "next_epoch": self.next_epoch,
+            "updates": self.updates,
             "best_row": self.best_row,
             "last_row": self.last_row,
             "optimizer": plain,
@@ -190,7 +233,9 @@ class Training:
         self.network.load_state_dict(part("network."))
         self.best = part("best.")
         self.best_row, self.last_row = note["best_row"], note["last_row"]
-        self.next_epoch = note["next_epoch"]
+        self.next_epoch, self.updates = note["next_epoch"], note["updates"]
+        if self.average is not None:
+            self.average.module.load_state_dict(part("average."))
         if self.optimizer is not None:
             state: dict[int, dict[str, Any]] = {
                 int(index): dict(plain) for index, plain in note["optimizer"].items()
