@@ -32,7 +32,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 _BETA = {"trades": 6.0, "mart": 5.0}
 _BETA_ON_WRN = {"trades": 6.0, "mart": 6.0}
 _START_STD = {"trades": 0.001, "mart": 0.001}
-_GAMMA = {"pgd_at": 0.01, "trades": 0.005, "mart": 0.005}
+_GAMMA = {"pgd_at": 0.01, "trades": 0.005, "mart": 0.005}  # on MART from AWP's paper: there is no code
+_WARMUP = {"pgd_at": 0, "trades": 9, "mart": 0}
 _SCORE = {
     "pgd_at": {"beta": 0.0, "clip": 0.4, "start_std": 0.0},
     "trades": {"beta": 6.0, "clip": 0.3, "start_std": 0.001},
@@ -83,7 +84,7 @@ class MethodConfig:
                 f"{where}.beta={self.beta} does nothing with {where}.form=pgd_at: leave it out, or take "
                 f"{where}.form=trades.",
             )
-        for option in (*_SINGLE_STEP, "lambda1", "lambda2", "lambda3", "warmup"):
+        for option in (*_SINGLE_STEP, "lambda1", "lambda2", "lambda3"):
             missing = option in own and getattr(self, option) is None
             require(not missing, f"{where}.{option} has no value: give a number.")
 
@@ -110,6 +111,7 @@ def resolved(method: MethodConfig, family: str) -> dict[str, Any]:
     loss = method.base or method.name
     beta = (_BETA_ON_WRN if family.startswith("wrn") else _BETA).get(loss)
     official = {"beta": beta, "start_std": _START_STD.get(loss), "gamma": _GAMMA.get(loss)}
+    official["warmup"] = _WARMUP.get(loss)
     if method.name == "score":
         official = _SCORE[str(method.form)]
     found = {name: official.get(name) if value is None else value for name, value in own.items()}

@@ -45,6 +45,7 @@ PAPER: dict[str, Any] = {
             "label_smoothing": 0.0,
             "average": None,
             "patience": None,
+            "start_epoch": 0,
         },
         "mrc": {
             "solver": "sgd",
@@ -103,13 +104,13 @@ def differences(config: Config) -> list[str]:
 
 
 def _method_differences(config: Config) -> list[tuple[str, str]]:
-    """The method's options whose values are not its official code's; the variant is in its name."""
+    """The method's options whose values are not the published ones; the variant is in its name."""
     method, family = config.method, config.model.family
     ours = resolved(method, family)
     defaults = OmegaConf.load(CONF / "method" / f"{method.name}.yaml")
     theirs = resolved(replace(method, **{name: defaults[name] for name in _tunable(ours)}), family)
     return [
-        (f"method.{name}", f"{ours[name]} (official code: {theirs[name]})")
+        (f"method.{name}", f"{ours[name]} (published: {theirs[name]})")
         for name in _tunable(ours)
         if ours[name] != theirs[name]
     ]

@@ -34,7 +34,7 @@ def test_the_options_are_those_that_the_methods_take():
         (["method=awp"], {"base": "pgd_at", "gamma": 0.01, "warmup": 0}),
         (
             ["method=awp", "method.base=trades"],
-            {"base": "trades", "gamma": 0.005, "warmup": 0, "beta": 6.0, "start_std": 0.001},
+            {"base": "trades", "gamma": 0.005, "warmup": 9, "beta": 6.0, "start_std": 0.001},
         ),
         (
             ["method=awp", "method.base=mart", "method.beta=6"],
@@ -65,7 +65,7 @@ def test_defaults_are_the_official_codes(typed, published):
 
 def test_what_is_not_the_official_codes_is_said():
     config = config_of("method=awp", "method.gamma=0.005", "stage.at.average=0.99")
-    assert "method.gamma = 0.005 (official code: 0.01)" in differences(config)
+    assert "method.gamma = 0.005 (published: 0.01)" in differences(config)
     assert "stage.at.average = 0.99 (paper: None)" in differences(config)
 
 
@@ -96,6 +96,9 @@ def test_what_is_not_the_official_codes_is_said():
             ["method=trades", "method.start_std=0", "attack=fgsm"],
             r"cannot start from the clean image.*attack\.random_start=true",
         ),
+        (["stage.at.start_epoch=3"], r"stage\.at\.start_epoch=3 needs the weights of that epoch"),
+        (["stage.at.start_epoch=110", "model.checkpoint=x"], r"start_epoch=110 leaves nothing of"),
+        (["stage.at.start_epoch=3", "model.checkpoint=x", "stage=mrc"], r"needs the stage at"),
         (["stage.at.average=1"], r"stage\.at\.average=1\.0 is no share"),
         (["stage.at.patience=0"], r"stage\.at\.patience=0 is too small"),
         (["stage.at.label_smoothing=1"], r"stage\.at\.label_smoothing=1\.0 is no share"),

@@ -12,6 +12,7 @@ from test_stages_at import ATTACK, options_of, train
 from tiny_jobs import same_bits, stage_folder, tiny_session
 
 from rift.data import load_dataset
+from rift.runtime import Runtime
 from rift.stages.collapse import collapse_notes, collapsed
 from rift.stages.training import Training, moving_average
 
@@ -87,7 +88,7 @@ def scored(tmp_path, scores, patience, every=1):
     torch.manual_seed(0)
     network = torch.nn.Linear(2, 2)
     folder = stage_folder(tmp_path)
-    runtime = type("Machine", (), {"device": torch.device("cpu")})
+    runtime = Runtime(torch.device("cpu"))
     training = Training(
         folder, network, network.parameters(), options, "at", "score", runtime, patience=patience
     )
@@ -149,8 +150,8 @@ def test_a_collapse_is_a_fall_below_half_by_ten_points(accuracies, verdict):
 
 
 def test_a_note_names_the_epochs():
-    rows = [{"watched_robust_accuracy": a} for a in (0.4, 0.1, 0.05, 0.4)]
-    assert collapse_notes(rows) == ["catastrophic overfitting after epoch 2, 3"]
+    rows = [{"epoch": 51 + n, "watched_robust_accuracy": a} for n, a in enumerate((0.4, 0.1, 0.05, 0.4))]
+    assert collapse_notes(rows) == ["catastrophic overfitting after epoch 52, 53"]
     assert collapse_notes([{"train_loss": 1.0}]) == []
 
 
@@ -164,6 +165,22 @@ def test_single_step_training_is_watched_each_epoch(session, tmp_path, monkeypat
     plain = stage_folder(tmp_path / "pgd")
     train(session, plain, options_of("stage.at.epochs=1"))
     assert "watched_robust_accuracy" not in plain.rows()[0]
+
+
+def test_a_selection_of_one_step_does_not_watch_itself(session, tmp_path, monkeypatch):
+    """With attack=fgsm for all roles, accuracy under that one step rises while the network collapses."""
+    attacks = []
+    real = type(session).attacked
+
+    def attacked(self, network, split, attack, **others):
+        attacks.append((others.get("label"), attack))
+        return real(self, network, split, attack, **others)
+
+    monkeypatch.setattr(type(session), "attacked", attacked)
+    fgsm = replace(ATTACK, steps=1, step_size=ATTACK.epsilon, random_start=False)
+    train(session, stage_folder(tmp_path), options_of("stage.at.epochs=1"), fgsm)
+    (watched,) = [attack for label, attack in attacks if label == "at: watch"]
+    assert (watched.steps, watched.random_start, watched.epsilon) == (10, True, ATTACK.epsilon)
 
 
 def test_a_collapse_is_said_at_once_and_in_the_result(session, tmp_path, monkeypatch, caplog):

@@ -48,6 +48,7 @@ def aaer(
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits_before = network(start).detach()
+        torch.clear_autocast_cache()  # weights that were cast without a gradient would be used again
         logits = network(adversarial)
         before, after = cross_entropy(logits_before, labels), cross_entropy(logits.detach(), labels)
         abnormal = before > after

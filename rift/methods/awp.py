@@ -26,7 +26,8 @@ def awp(base: Method, *, gamma: float, warmup: int) -> Method:
         base: the method whose loss is ascended and then descended; its images are crafted as ever.
         gamma: relative length of the perturbation; published defaults are 0.01 for AT and 0.005 for TRADES
             (the paper, and most who cite it, say 0.005 for both).
-        warmup: epochs without it; published are 0 for AT on CIFAR, 5 on SVHN, and 10 for TRADES.
+        warmup: epochs without it; published are 0 for AT on CIFAR, 5 on SVHN, and 9 for TRADES, whose script
+            counts from 1 and begins with the tenth. MART with it has no published code.
     """
 
     @contextmanager

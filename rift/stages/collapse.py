@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,12 +39,15 @@ def watch(
         network: in training, not its average; left as found.
         crafting: its form for attacks; brought up to date.
         selection: `WATCHED` images of it, evenly spread, are attacked.
-        attack: of several steps.
+        attack: the threat model; one of a single step is replaced by PGD-10, since the network may be robust
+            to just that.
         rows: the metrics of the epochs before.
 
     Returns:
         The column for this epoch's metrics.
     """
+    if attack.steps == 1:
+        attack = replace(attack, steps=10, step_size=attack.epsilon / 4, random_start=True)
     some = torch.linspace(0, len(selection) - 1, min(WATCHED, len(selection))).long()
     verdicts = session.attacked(
         network, selection.subset(some), attack, runs=1, label="at: watch", crafting=crafting
@@ -68,6 +72,7 @@ def collapsed(accuracies: Sequence[float]) -> bool:
 
 def collapse_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence on the epochs after which the network had collapsed, if there were any."""
-    watched = [row[COLUMN] for row in rows if COLUMN in row]
-    epochs = [str(count) for count in range(1, len(watched) + 1) if collapsed(watched[:count])]
+    watched = [row for row in rows if COLUMN in row]
+    accuracies = [row[COLUMN] for row in watched]
+    epochs = [str(row["epoch"]) for n, row in enumerate(watched, 1) if collapsed(accuracies[:n])]
     return [f"catastrophic overfitting after epoch {', '.join(epochs)}"] if epochs else []
