@@ -16,7 +16,14 @@ from rift.methods import Method
 from rift.methods import make_method as method_by_name
 from rift.models import build_model
 from rift.preflight import check_data, check_plan
-from rift.runtime import Runtime, choose_device, choose_precision, seed_everything, set_global_switches
+from rift.runtime import (
+    Runtime,
+    choose_device,
+    choose_precision,
+    row_major_is_faster,
+    seed_everything,
+    set_global_switches,
+)
 from rift.runtime.device import DTYPES
 from rift.stages import Session
 
@@ -43,20 +50,31 @@ def make_method(config: Config) -> Method:
 def make_runtime(config: Config) -> Runtime:
     """Chooses device and precision and sets torch's switches."""
     options = config.runtime
-    set_global_switches(tf32=options.tf32, deterministic=options.deterministic, threads=options.threads)
+    set_global_switches(
+        tf32=options.tf32,
+        deterministic=options.deterministic,
+        threads=options.threads,
+        benchmark_limit=options.benchmark_limit,
+    )
     device = choose_device(options.device)
     if device.index is not None:
         torch.cuda.set_device(device)  # streams and graphs belong to the current device
+    on_gpu = device.type == "cuda"
     return Runtime(
         device=device,
         precision=choose_precision(options.precision, device),
+        selection_precision=choose_precision(options.selection_precision, device),
         evaluation_precision=DTYPES[options.evaluation_precision],
-        channels_last=options.channels_last,
+        channels_last=options.channels_last is not False,
+        row_major_float32=options.channels_last is None and on_gpu and row_major_is_faster(device),
+        full_batches=on_gpu and not options.deterministic,
         fold_batchnorm=options.fold_batchnorm,
         cuda_graphs=options.cuda_graphs,
         compile=options.compile,
         batch_size=options.batch_size,
         cache_mib=options.cache_mib,
+        strict=options.strict,
+        save_seconds=options.save_seconds,
     )
 
 

@@ -104,11 +104,15 @@ class ProtocolConfig:
 class RuntimeConfig:
     device: str = MISSING  # auto, cpu, cuda, cuda:1
     precision: str = MISSING  # of crafting and the training step: auto, float32, bfloat16
+    selection_precision: str = MISSING  # of crafting where something is chosen: auto, float32, bfloat16
     evaluation_precision: str = MISSING  # of crafting where a number is reported: float32, bfloat16
-    channels_last: bool = MISSING
+    channels_last: bool | None = MISSING  # memory format; null: see conf/runtime/default.yaml
     fold_batchnorm: bool = MISSING  # craft through a twin with BatchNorm folded into convolutions
     cuda_graphs: bool = MISSING  # replay attacks and training steps as CUDA graphs
     compile: bool = MISSING  # torch.compile of the crafting network and the training step
+    benchmark_limit: int = MISSING  # algorithms that cuDNN tries for each new shape; 0 is all
+    strict: bool = MISSING  # what cannot be done as asked is an error, not a fallback
+    save_seconds: float = MISSING  # between resume points of a training, besides those at a new best
     tf32: bool = MISSING
     deterministic: bool = MISSING
     batch_size: int = MISSING  # images per batch where no weights are updated
@@ -117,9 +121,12 @@ class RuntimeConfig:
 
     def check(self, where: str) -> None:
         one_of(f"{where}.precision", self.precision, ("auto", "float32", "bfloat16"))
+        one_of(f"{where}.selection_precision", self.selection_precision, ("auto", "float32", "bfloat16"))
         one_of(f"{where}.evaluation_precision", self.evaluation_precision, ("float32", "bfloat16"))
         at_least(f"{where}.batch_size", self.batch_size, 1)
         at_least(f"{where}.cache_mib", self.cache_mib, 0)
+        at_least(f"{where}.benchmark_limit", self.benchmark_limit, 0)
+        at_least(f"{where}.save_seconds", self.save_seconds, 0)
         at_least(f"{where}.threads", self.threads, 1)
 
 
@@ -163,6 +170,16 @@ class Config:
             self.attack.random_start or bool(start_std) or not self.method.compares_with_clean,
             f"method={self.method.name} cannot start from the clean image, where a distance from the clean "
             "output has no slope: set attack.random_start=true.",
+        )
+        require(
+            self.stage.at.start_epoch == 0 or self.model.checkpoint is not None,
+            f"stage.at.start_epoch={self.stage.at.start_epoch} needs the weights of that epoch: give "
+            "model.checkpoint=PATH.",
+        )
+        require(
+            self.stage.at.start_epoch == 0 or "at" in self.stage.run,
+            f"stage.at.start_epoch={self.stage.at.start_epoch} needs the stage at, which goes on from there: "
+            "add it to stage.run, or leave the option out.",
         )
         splits = {
             "stage.at.selection_split": self.stage.at.selection_split,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
-"""(boundary tensors, labels (B,)), see `rift.runtime.suffix`."""
+"""(boundary tensors, labels (B,)), see `rift.runtime.suffix`; rows beyond the labels do not count."""
 Logits = Callable[..., Tensor]
 """(weight, *boundary tensors) -> logits (B, K)."""
 
@@ -87,7 +87,7 @@ def robust_loss(logits: Logits, weight: Tensor, batches: Iterable[Batch]) -> tup
     """Mean cross-entropy and accuracy over the adversarial examples, with this weight."""
     totals, count = torch.zeros(2, dtype=torch.float64, device=weight.device), 0
     for boundary, labels in batches:
-        scores = logits(weight, *boundary).float()
+        scores = logits(weight, *boundary).float()[: len(labels)]
         loss = F.cross_entropy(scores, labels, reduction="sum")
         totals += torch.stack([loss, (scores.argmax(dim=1) == labels).sum()])
         count += len(labels)
@@ -151,7 +151,7 @@ def module_robust_criticality(
 
 def _gradient(logits: Logits, weight: Tensor, boundary: tuple[Tensor, ...], labels: Tensor) -> Tensor:
     weight = weight.detach().requires_grad_()
-    loss = F.cross_entropy(logits(weight, *boundary).float(), labels)
+    loss = F.cross_entropy(logits(weight, *boundary).float()[: len(labels)], labels)
     return torch.autograd.grad(loss, weight)[0]
 
 

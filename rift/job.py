@@ -41,8 +41,8 @@ def job_key(config: Config, runtime: Runtime) -> str:
     for place in ("root", "download", "cache", "corrupted_root"):
         del typed["dataset"][place]
     typed["stage"]["evaluate"]["corruptions"] = config.corruptions_kind
-    precisions = [str(runtime.precision), str(runtime.evaluation_precision), config.runtime.tf32]
-    return digest({**typed, "precision": precisions})
+    precisions = [runtime.precision, runtime.selection_precision, runtime.evaluation_precision]
+    return digest({**typed, "precision": [*map(str, precisions), config.runtime.tf32]})
 
 
 def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] = ()) -> dict[str, Any]:
@@ -146,6 +146,7 @@ def slow_bfloat16(config: Config, device: torch.device) -> str | None:
     """The warning for bfloat16 that was asked for where it is computed in software; else None."""
     asked = {
         "runtime.precision": config.runtime.precision,
+        "runtime.selection_precision": config.runtime.selection_precision,
         "runtime.evaluation_precision": config.runtime.evaluation_precision,
         "stage.mrc.precision": config.stage.mrc.precision,
     }

@@ -56,6 +56,7 @@ def _pgd(config: Config, session: Session) -> Measurement:
         "options": {"restarts": options.restarts, "exact_runs": options.exact_runs},
         "attack": asdict(attack),
         "precision": str(session.runtime.evaluation_precision),
+        "tf32": config.runtime.tf32,
     }
 
     def attacked(folder: StageFolder, weights: Weights) -> dict[str, Any]:

@@ -149,7 +149,8 @@ class Pipeline:
             **self._selection(),
         }
         if options.epochs == 0:  # the weights are what they are, whatever training would have been
-            identity = _without(identity, "options", "augmentation", "precision", "method", "attack")
+            training = ("options", "augmentation", "precision", "method", "attack", "selection_precision")
+            identity = _without(identity, *training)
             identity["selection_split"] = options.selection_split
 
         def train(folder: StageFolder) -> dict[str, Any]:
@@ -243,7 +244,7 @@ class Pipeline:
         """What decides an accuracy that something is chosen by."""
         return {
             "selection_attack": asdict(self.selection_attack),
-            "evaluation_precision": str(self.session.runtime.evaluation_precision),
+            "selection_precision": str(self.session.runtime.selection_precision),
             "tf32": self.config.runtime.tf32,
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +108,12 @@ class Runner:
         runtime = self.session.runtime
         runtime.fallbacks.clear()  # a result tells its own
         began = time.monotonic()
-        result = body(folder)
+        try:
+            result = body(folder)
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is told
+                folder.settle()  # before another job may take the folder
+            raise
         folder.finish(
             {
                 **result,

@@ -54,12 +54,19 @@ class ATConfig(TrainingConfig):
     label_smoothing: float = MISSING  # share of each label that is spread over all classes
     average: float | None = MISSING  # decay of the moving average of the weights that is θ_AT; null: none
     patience: int | None = MISSING  # epochs without a better one after which training ends; null: never
+    start_epoch: int = MISSING  # epochs that model.checkpoint has behind it; momentum starts afresh
 
     def check(self, where: str) -> None:
         super().check(where)
         at_least(f"{where}.evaluate_every", self.evaluate_every, 1)
         share(f"{where}.label_smoothing", self.label_smoothing)
         at_least(f"{where}.patience", self.patience, 1)
+        at_least(f"{where}.start_epoch", self.start_epoch, 0)
+        require(
+            self.start_epoch == 0 or self.start_epoch < self.epochs,
+            f"{where}.start_epoch={self.start_epoch} leaves nothing of {where}.epochs={self.epochs}: give "
+            "the number of epochs that the checkpoint was trained for.",
+        )
         if self.average is not None:
             share(f"{where}.average", self.average)
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rift.checkpoint import file_digest, load_tensors, save_json, save_tensors, write_atomically
 from rift.errors import UserError
+from rift.saving import BackgroundSaver
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class StageFolder:
         self.on_row: Callable[[Mapping[str, Any]], None] = lambda row: None
         self.on_restored: Callable[[list[dict[str, Any]]], None] = lambda rows: None
         self._rows: list[dict[str, Any]] = []
+        self._saver = BackgroundSaver()
 
     # -- completion ------------------------------------------------------------------------------
 
@@ -93,6 +95,7 @@ class StageFolder:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result, sets the completion mark, and only then drops the resume point."""
+        self.settle()
         save_json(self.path / "result.json", dict(result))
         self._write_rows()
         for partial in self.path.glob(".*.partial"):
@@ -162,8 +165,16 @@ class StageFolder:
     # -- resumption ------------------------------------------------------------------------------
 
     def save_resume_point(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-        """Replaces the resume point; the metrics so far are part of it."""
-        save_tensors(self.path / RESUME, tensors, {"note": dict(note), "rows": self._rows})
+        """Replaces the resume point, in the background; the metrics so far are part of it."""
+        self._saver.save(self.path / RESUME, tensors, {"note": dict(note), "rows": list(self._rows)})
+
+    def settle(self) -> None:
+        """Until the last resume point is durable.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._saver.wait()
 
     def load_resume_point(
         self, device: torch.device | str = "cpu"

@@ -18,7 +18,7 @@ from rift.attacks import Attack, pgd
 from rift.data import Split
 from rift.methods import Method
 from rift.models import build_model
-from rift.runtime import CraftingNetwork, Runtime, computes_bfloat16, gradient_pass, graphed
+from rift.runtime import CraftingNetwork, Runtime, computes_bfloat16, gradient_pass
 from rift.runtime.throughput import forward_flops, wait_for
 from rift.stages.adversarial_training import crafter
 
@@ -179,7 +179,7 @@ def crafting_loop(
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """(images, labels, start) -> adversarial images of a network whose weights stay."""
     crafting = CraftingNetwork(network, runtime, precision)
-    return graphed(lambda x, y, start: pgd(crafting, x, y, start, attack), runtime)
+    return crafting.captured("timed", lambda x, y, start: pgd(crafting, x, y, start, attack))
 
 
 def make_at_step(

@@ -114,6 +114,9 @@ def test_the_same_command_again_does_nothing(finished, worked):
         "dataset.mean=[0.4]",
         "dataset.padding=2",
         "model.width=12",
+        "method=trades",
+        "stage.at.average=0.9",
+        "runtime.selection_precision=bfloat16",
     ],
 )
 def test_what_training_depends_on_trains_again(finished, worked, override):
@@ -131,6 +134,7 @@ def test_what_training_depends_on_trains_again(finished, worked, override):
         ("stage.interpolate.points=2", 3, ["interpolation", "evaluation"]),
         ("stage.evaluate.restarts=1", 4, ["evaluation", "evaluation"]),
         ("attack@evaluation_attack=pgd20", 4, ["evaluation", "evaluation"]),
+        ("runtime.evaluation_precision=bfloat16", 4, ["evaluation", "evaluation"]),
     ],
 )
 def test_an_option_reruns_its_stage_and_what_follows(finished, worked, override, start, expected):
@@ -318,6 +322,11 @@ def key_of(config):
         ("runtime.precision=bfloat16", False),
         ("runtime.precision=float32", True),  # what auto is on a CPU
         ("runtime.evaluation_precision=bfloat16", False),
+        ("runtime.selection_precision=bfloat16", False),
+        ("runtime.selection_precision=float32", True),
+        ("runtime.save_seconds=0", True),
+        ("runtime.strict=true", True),
+        ("method=trades", False),
         ("runtime.tf32=true", False),
         ("model.width=12", False),
     ],

@@ -22,9 +22,13 @@ from rift.runtime import (
     choose_device,
     choose_precision,
     computes_bfloat16,
+    layout,
     seed_everything,
     set_global_switches,
+    untuned,
 )
+from rift.runtime.device import for_one_shape
+from rift.runtime.switches import agreement
 
 CPU = torch.device("cpu")
 
@@ -119,7 +123,13 @@ def test_bfloat16_needs_instructions_that_may_be_used(monkeypatch, allowed, know
 
 
 @pytest.mark.parametrize(
-    "option", ["runtime.precision", "runtime.evaluation_precision", "stage.mrc.precision"]
+    "option",
+    [
+        "runtime.precision",
+        "runtime.selection_precision",
+        "runtime.evaluation_precision",
+        "stage.mrc.precision",
+    ],
 )
 def test_bfloat16_in_software_is_warned_of_where_it_was_asked_for(monkeypatch, option):
     monkeypatch.setattr(rift.job, "computes_bfloat16", lambda device: False)
@@ -136,6 +146,86 @@ def test_a_fallback_is_recorded_once():
         runtime.fall_back(sentence)
     assert runtime.fallbacks == ["a", "b"]
     assert Runtime(CPU).fallbacks == []
+
+
+def test_a_fallback_is_said_at_once_and_a_strict_runtime_takes_none(caplog):
+    Runtime(CPU).fall_back("the network cannot be folded")
+    assert "the network cannot be folded" in caplog.text
+    with pytest.raises(UserError, match=r"cannot be folded; runtime\.strict=false would go on without"):
+        Runtime(CPU, strict=True).fall_back("the network cannot be folded")
+
+
+def test_what_is_compiled_is_used_for_one_shape():
+    """An odd last batch takes the module itself: compiling for it would cost more than it brings."""
+    calls = []
+    call = for_one_shape(lambda x: calls.append("compiled") or x, lambda x: calls.append("plain") or x)
+    for rows in (4, 4, 3, 4, 1):
+        assert len(call(torch.rand(rows, 2))) == rows
+    assert calls == ["compiled", "compiled", "plain", "compiled", "plain"]
+
+
+def test_compilation_is_asked_for_once_and_gives_the_modules_numbers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda module: asked.append(module) or module)
+    layer = nn.Linear(3, 2)
+    call, x = Runtime(CPU, compile=True).compiled(layer), torch.rand(5, 3)
+    assert torch.equal(call(x), layer(x)) and torch.equal(call(x[:2]), layer(x[:2]))
+    assert asked == [layer]
+    assert Runtime(CPU).compiled(layer) is layer
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "tf32", "share"),
+    [
+        (torch.float32, "cpu", True, 1e-3),
+        (torch.float32, "cuda", False, 1e-3),
+        (torch.float32, "cuda", True, 1e-2),
+        (torch.bfloat16, "cuda", False, 0.1),
+    ],
+)
+def test_tolerances_follow_what_is_computed(monkeypatch, precision, device, tf32, share):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    assert agreement(precision, torch.device(device)) == share
+
+
+def test_float32_can_be_row_major_beside_channels_last_bfloat16():
+    runtime = Runtime(CPU, precision=torch.bfloat16, row_major_float32=True)
+    images, layer = torch.rand(2, 3, 4, 4), nn.Conv2d(3, 4, 3)
+    assert runtime.laid_out(images).is_contiguous(memory_format=torch.channels_last)
+    assert runtime.laid_out(images, torch.float32).is_contiguous()
+    assert runtime.place(layer, torch.float32).weight.is_contiguous()
+    assert runtime.place(layer).weight.is_contiguous(memory_format=torch.channels_last)
+    assert not Runtime(CPU, channels_last=False).channels_last_in(torch.bfloat16)
+
+
+def test_the_faster_memory_format_is_measured_once(monkeypatch):
+    times = []
+
+    def measured(device, channels, side, layout):
+        times.append(layout)
+        return 1.0 if layout == torch.contiguous_format else 2.0
+
+    monkeypatch.setattr(layout, "_seconds", measured)
+    layout.row_major_is_faster.cache_clear()
+    assert layout.row_major_is_faster(CPU) and layout.row_major_is_faster(CPU)
+    assert len(times) == 2 * len(layout._SHAPES)
+    layout.row_major_is_faster.cache_clear()
+
+
+def test_a_format_is_timed_by_its_own_tensors(monkeypatch):
+    monkeypatch.setattr(layout, "_ROUNDS", 1)
+    assert layout._seconds(CPU, 8, 4, torch.channels_last) > 0
+
+
+def test_cudnn_tries_nothing_for_a_check_on_a_few_images():
+    before = torch.backends.cudnn.benchmark
+    try:
+        torch.backends.cudnn.benchmark = True
+        with untuned():
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def test_description_is_plain_json():

@@ -53,6 +53,48 @@ def test_a_capture_that_disagrees_is_not_used(monkeypatch):
     assert "only 0% of the result agree" in runtime.fallbacks[0]
 
 
+def chaotic(monkeypatch, noise, deaf=False):
+    """An "attack" whose replay lands elsewhere by `noise`, or that reads nothing of its inputs."""
+
+    class Elsewhere:
+        def __init__(self, calls):
+            self.calls = calls
+
+        def replay(self):
+            held = self.calls._inputs if not deaf else self.calls.first
+            draw = torch.Generator().manual_seed(1)
+            moved = self.calls._function(*held) + noise * torch.randn(64, 5, generator=draw)
+            self.calls._output.copy_(moved)
+
+    def capture(self, inputs):
+        self._inputs = tuple(x.clone() for x in inputs)
+        self.first = tuple(x.clone() for x in inputs)
+        self._output, self._graph = self._function(*self._inputs).clone(), Elsewhere(self)
+
+    monkeypatch.setattr(_Graphed, "_capture", capture)
+    runtime = Runtime(torch.device("cpu"))
+    calls = _Graphed(lambda x: x + 1, runtime, lambda out, x: (out[:32] - 0.1 * out[32:]).mean())
+    calls(torch.arange(64.0)[:, None].expand(64, 5))
+    return runtime.fallbacks
+
+
+@pytest.mark.parametrize(
+    ("noise", "deaf", "refused"),
+    [
+        (0.0, False, False),
+        (0.02, False, False),  # no element is the same, and the strength is
+        (5.0, False, True),
+        (0.0, True, True),  # the inputs come in another order in the check
+    ],
+)
+def test_a_chaotic_result_is_judged_by_its_strength(monkeypatch, noise, deaf, refused):
+    """Rounding turns an attack's pixels: a right capture has the plain call's loss, not its pixels."""
+    found = chaotic(monkeypatch, noise, deaf)
+    assert bool(found) is refused
+    if refused:
+        assert "it reaches a loss of" in found[0]
+
+
 class Replayed:
     """Stands in for a CUDA graph: computes again from the held inputs into the held outputs."""
 

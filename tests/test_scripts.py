@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RIFT_TEST_DATA", "/nonexistent"))
@@ -40,6 +42,32 @@ def test_the_benchmark_writes_a_row_per_loop(tmp_path):
     assert machine["versions"]["torch"] and machine["matmul_tflops"] > 0
 
 
+def test_the_gpu_check_runs_through_on_a_cpu(tmp_path):
+    files = ["--output", tmp_path / "lines.jsonl", "--options", tmp_path / "options.txt"]
+    done = run(sys.executable, "scripts/gpu_check.py", "--small", *files)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    assert not [line for line in lines if "wrong" in line]
+    by_part = {name: [line for line in lines if line["part"] == name] for name in {x["part"] for x in lines}}
+    assert {line["benchmark_limit"] for line in by_part["at_steps"] if "ms" in line} == {0, 10}
+    assert [line["kind"] for line in by_part["same_bits"] if line["bit_equal"]] == ["plain", "replayed"]
+    assert len(by_part["kernels"]) == 20 and len(by_part["one_save"]) == 2
+    assert by_part["end"][0]["fallbacks"] == []
+    chosen = dict(line.split("=") for line in (tmp_path / "options.txt").read_text().split())
+    assert set(chosen) == {
+        "runtime.cuda_graphs",
+        "runtime.compile",
+        "runtime.benchmark_limit",
+        "runtime.channels_last",
+    }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_check_needs_a_gpu():
+    done = run(sys.executable, "scripts/gpu_check.py")
+    assert done.returncode == 2 and "there is no CUDA device here" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_paper_rows_time_is_extrapolated_from_a_few_batches():
     code = (
@@ -65,25 +93,65 @@ def test_the_paper_row_stops_in_time_and_goes_on(tmp_path):
     def row(minutes):
         folders = ["--data", DATA, "--results", tmp_path / "results"]
         options = ["smoke=true", "model=resnet_small", f"output={tmp_path / 'out'}"]
-        script = ROOT / "scripts/paper_row.sh"
-        return run(script, *folders, "--minutes", minutes, "--python", sys.executable, *options)
+        return paper_row(*folders, "--minutes", minutes, *options)
 
     first = row(0)
     assert first.returncode == 75, first.stderr
     assert "goes on from here" in first.stdout
     last = row(30)
     assert last.returncode == 0, last.stderr
-    assert {"results.tar.gz", "weights.part-aa", "report"} <= {
-        p.name for p in (tmp_path / "results").iterdir()
-    }
+    results = tmp_path / "results"
+    assert {"results.tar.gz", "weights.part-00", "weights.json"} <= {p.name for p in results.iterdir()}
+    with tarfile.open(results / "results.tar.gz") as archive:
+        names = archive.getnames()
+    assert "report/table.md" in names
+    assert len([name for name in names if name.endswith("summary.json")]) == 9  # one for each step
+    assert json.loads((results / "weights.json").read_text())["what"] == "θ_AT"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "cifar-10-batches-py").is_dir(), reason="RIFT_TEST_DATA has no real CIFAR-10")
+def test_a_paper_row_goes_on_elsewhere_from_the_weights_that_travelled(tmp_path):
+    """The machine is lost in the midst of AT; another one goes on from the parts, and says so."""
+    small = [
+        "smoke=true",
+        "model=resnet_small",
+        "model.width=4",
+        "stage.at.epochs=200",
+        "runtime.save_seconds=0",
+    ]
+    results = tmp_path / "results"
+    arguments = ["--data", DATA, "--results", results, "--minutes", 1, *small, f"output={tmp_path / 'lost'}"]
+    lost = paper_row(*arguments)
+    assert lost.returncode == 75, lost.stderr
+    about = json.loads((results / "weights.json").read_text())
+    assert about["what"] == "AT so far" and 0 < about["epoch"] < 200
+    joined = tmp_path / "at.safetensors"
+    joined.write_bytes(b"".join(part.read_bytes() for part in sorted(results.glob("weights.part-*"))))
+    epochs = about["epoch"] + 2
+    done = run(
+        sys.executable, "-m", "rift", *small[:3], "dataset=cifar10", f"dataset.root={DATA}", "stage=at",
+        "logger=none", f"output={tmp_path / 'other'}", f"model.checkpoint={joined}",
+        f"stage.at.start_epoch={about['epoch']}", f"stage.at.epochs={epochs}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "other").glob("store/at/*/result.json")
+    result = json.loads(path.read_text())
+    assert result["last"]["epoch"] == epochs
+    assert f"after epoch {about['epoch']} of a checkpoint, with fresh momentum" in result["notes"][0]
+
+
+def paper_row(*arguments):
+    environment = os.environ | {"PYTHON": sys.executable}
+    return run(ROOT / "scripts/paper_row.sh", *arguments, env=environment)
 
 
 def test_the_paper_row_refuses_what_it_cannot_use(tmp_path):
     for arguments, sentence in [
         ([], "--data and --results are needed"),
         (["--data", tmp_path, "--results", tmp_path / "r"], "no cifar-10-batches-py in"),
-        (["--data"], "--data needs a value"),
+        (["--data", tmp_path, "--results", tmp_path / "r", "at"], "no cifar-10-batches-py in"),
     ]:
-        done = run(ROOT / "scripts/paper_row.sh", *arguments)
+        done = paper_row(*arguments)
         assert done.returncode == 2
         assert sentence in done.stderr and len(done.stderr.splitlines()) == 1

@@ -71,6 +71,7 @@ def interrupt(monkeypatch, epoch, *, before_it_is_durable):
         if note["next_epoch"] == epoch and before_it_is_durable:
             raise Killed
         real(self, tensors, note)
+        self.settle()  # it is written in the background
         if note["next_epoch"] == epoch:
             raise Killed
 

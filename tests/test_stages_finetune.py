@@ -191,6 +191,7 @@ def test_interrupted_and_continued_it_is_as_if_undisturbed(session, tmp_path, mo
 
     def dying(self, tensors, note):
         real(self, tensors, note)
+        self.settle()  # it is written in the background
         if note["next_epoch"] == 2:
             raise Killed
 

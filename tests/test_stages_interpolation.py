@@ -245,6 +245,7 @@ def test_interrupted_and_continued_it_is_as_if_undisturbed(session, tmp_path, mo
 
     def dying(self, tensors, note):
         real(self, tensors, note)
+        self.settle()  # it is written in the background
         if len(self.rows()) == 3:
             raise Killed
 

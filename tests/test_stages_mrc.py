@@ -159,6 +159,7 @@ def test_interrupted_and_continued_it_scans_only_what_is_missing(
 
     def dying(self, tensors, note):
         real(self, tensors, note)
+        self.settle()  # it is written in the background
         if len(self.rows()) == after:
             raise Killed
 

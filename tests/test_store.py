@@ -86,6 +86,7 @@ def test_the_manifest_is_the_completion_mark_and_comes_last(tmp_path, monkeypatc
     assert not folder.finished
     folder.load_resume_point()
     folder.save_resume_point({"w": torch.ones(2)}, {"next_epoch": 1})
+    folder.settle()
     assert not folder.finished
 
     import rift.store
@@ -111,6 +112,7 @@ def test_a_finished_folder_holds_what_the_manifest_says_and_no_resume_point(tmp_
     folder = stage_folder(tmp_path, lr=0.1)
     folder.load_resume_point()
     folder.save_resume_point({"w": torch.ones(2)}, {})
+    folder.settle()
     (folder.path / ".best.safetensors.4711.partial").write_bytes(b"left by a killed process")
     folder.save("best", {"w": torch.ones(2)})
     folder.finish({"accuracy": 0.5})
@@ -176,6 +178,7 @@ def test_rows_written_after_the_resume_point_are_taken_back(tmp_path):
     assert first.load_resume_point() is None
     first.add_row({"epoch": 1})
     first.save_resume_point({"w": torch.tensor([1.0, -0.0])}, {"next_epoch": 1})
+    first.settle()
     first.add_row({"epoch": 2})  # killed before the resume point of this epoch
     assert rows_on_disk(first) == [{"epoch": 1}, {"epoch": 2}]
 
@@ -207,6 +210,7 @@ def test_a_line_cut_in_the_middle_does_no_harm(tmp_path):
     first.load_resume_point()
     first.add_row({"epoch": 1})
     first.save_resume_point({}, {})
+    first.settle()
     with (first.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "accu')
     second = stage_folder(tmp_path)

@@ -44,6 +44,7 @@ def at_options(**options):
         "label_smoothing": 0.0,
         "average": None,
         "patience": None,
+        "start_epoch": 0,
     }
     return ATConfig(**{**defaults, **options})
 

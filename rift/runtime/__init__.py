@@ -1,16 +1,11 @@
 """Device, precision, modes, and the fast forms of a network that the inner loops run through."""
 
 from rift.runtime.crafting import CraftingNetwork
-from rift.runtime.device import (
-    Runtime,
-    choose_device,
-    choose_precision,
-    computes_bfloat16,
-    seed_everything,
-    set_global_switches,
-)
+from rift.runtime.device import Runtime, choose_device, choose_precision, computes_bfloat16
 from rift.runtime.graphs import gradient_pass, graphed
+from rift.runtime.layout import row_major_is_faster
 from rift.runtime.modes import batchnorm_layers, borrowed
+from rift.runtime.switches import seed_everything, set_global_switches, untuned
 
 __all__ = [
     "CraftingNetwork",
@@ -22,6 +17,8 @@ __all__ = [
     "computes_bfloat16",
     "gradient_pass",
     "graphed",
+    "row_major_is_faster",
     "seed_everything",
     "set_global_switches",
+    "untuned",
 ]

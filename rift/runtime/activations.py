@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rift.criticality import Batch
+from rift.runtime.full_batches import filled
 from rift.runtime.suffix import Cut, FrozenGraph
 
 
@@ -28,13 +29,23 @@ class ActivationCache:
         labels: (N,).
         batch_size: of every batch but the last.
         limit_mib: bound of what is kept, in MiB.
+        full_batches: the last batch's images are filled by repetition, so that all batches have one size; the
+            labels say how many rows count.
     """
 
     def __init__(
-        self, graph: FrozenGraph | None, images: Tensor, labels: Tensor, batch_size: int, limit_mib: int
+        self,
+        graph: FrozenGraph | None,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        limit_mib: int,
+        full_batches: bool = False,
     ) -> None:
         self._graph = graph
-        self._batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+        size = min(batch_size, len(images)) if full_batches else 0
+        parts = [filled(part, size) for part in images.split(batch_size)]
+        self._batches = list(zip(parts, labels.split(batch_size), strict=True))
         self._limit = limit_mib * 2**20
         self._entry: str | None = None
         self._entries: list[Tensor] = []

@@ -6,15 +6,14 @@ import copy
 from collections.abc import Callable, Hashable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from rift.runtime import folding
 from rift.runtime.device import Runtime
 from rift.runtime.graphs import graphed
 from rift.runtime.modes import borrowed
-
-# How far the logits of the folded twin may be off, as a share of the largest.
-AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+from rift.runtime.switches import agreement, untuned
 
 
 class CraftingNetwork(nn.Module):
@@ -43,7 +42,7 @@ class CraftingNetwork(nn.Module):
         return copy.deepcopy(self._source[0]).eval().requires_grad_(False)
 
     def _adopt(self, body: nn.Module, autocast: bool) -> None:
-        self.body = self._runtime.place(body)
+        self.body = self._runtime.place(body, self._precision)
         self._autocast = autocast and self._precision != torch.float32
         self.refresh()
         self._call = self._runtime.compiled(self.body)
@@ -64,11 +63,26 @@ class CraftingNetwork(nn.Module):
             _lower(graph_module, self._precision)
         return graph_module
 
-    def captured(self, key: Hashable, craft: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """An attack through this network as a CUDA graph, kept under a key: weights change in place."""
+    def captured(
+        self,
+        key: Hashable,
+        craft: Callable[..., Tensor],
+        strength: Callable[..., Tensor] | None = None,
+    ) -> Callable[..., Tensor]:
+        """An attack through this network as a CUDA graph, kept under a key: weights change in place.
+
+        Args:
+            key: of the attack.
+            craft: (images, labels, start) -> adversarial images.
+            strength: (adversarial images, images, labels, start) -> what the attack increased, by which two
+                batches are as good as each other; the mean cross-entropy if not given.
+        """
         if key not in self._captured:
-            self._captured[key] = graphed(craft, self._runtime)
+            self._captured[key] = graphed(craft, self._runtime, strength or self._cross_entropy)
         return self._captured[key]
+
+    def _cross_entropy(self, adversarial: Tensor, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        return F.cross_entropy(self(adversarial), labels)
 
     def refresh(self) -> None:
         """Takes over the network's present weights and BatchNorm statistics."""
@@ -78,6 +92,7 @@ class CraftingNetwork(nn.Module):
         """Images (B, C, H, W) float32 in [0, 1] to logits (B, K) float32."""
         if not self._checked:
             self.check(images.detach()[:8])
+        images = self._runtime.laid_out(images, self._precision)
         with torch.autocast(self._runtime.device.type, dtype=self._precision, enabled=self._autocast):
             return self._call(images).float()
 
@@ -88,9 +103,11 @@ class CraftingNetwork(nn.Module):
         The folded twin computes what the network does; a wrong one would weaken attacks unseen.
         """
         self._checked = True
-        with borrowed(self._source[0], training=False) as network:
-            expected = network(images).float()
-        if relative_difference(self.body(images), expected) > AGREEMENT[self._precision]:
+        with untuned():
+            with borrowed(self._source[0], training=False) as network:
+                expected = network(images).float()
+            found = self.body(self._runtime.laid_out(images, self._precision))
+        if relative_difference(found, expected) > agreement(self._precision, images.device):
             self._runtime.fall_back(
                 "the network with its BatchNorm folded gives other logits, so it is crafted through unfolded"
             )

@@ -6,17 +6,16 @@ import gc
 import logging
 import os
 import platform
-import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rift.errors import UserError
-from rift.randomness import derive_seed
+from rift.runtime.full_batches import in_full_batches
+from rift.runtime.layout import overruns_in_channels_last
 
 log = logging.getLogger(__name__)
 
@@ -30,50 +29,82 @@ class Runtime:
     Attributes:
         device: where tensors live.
         precision: of crafting during training and of the training step.
-        evaluation_precision: of crafting for accuracies that are reported or chosen by, and of the scan's
+        selection_precision: of crafting for accuracies that something is chosen by, and of the scan's
             adversarial examples. Verdicts and MRC values are always computed in float32.
+        evaluation_precision: of crafting for accuracies that are reported.
         channels_last: memory format of images and convolutions; off from the first network on that a CPU
             cannot train in it, see `place`.
+        row_major_float32: networks that compute in float32 are row-major all the same.
+        full_batches: no batch is smaller than the others where no weights are updated: the last one is filled
+            by repetition, since cuDNN tries its algorithms anew for each size.
         fold_batchnorm: craft through a twin with BatchNorm folded into the convolutions.
         cuda_graphs: replay the whole attack, and the passes of a training step, as one CUDA graph each.
         compile: compile the crafting network and the training step with `torch.compile`.
         batch_size: images per batch wherever no weights are updated (evaluation, crafting for the scan).
         cache_mib: bound of the MRC scan's activation cache in MiB; None is a third of what the GPU has free
             at the time, and 4096 on a CPU.
+        strict: what cannot be done as asked is an error.
+        save_seconds: a training saves where to go on when so much time has passed, and at a new best.
         fallbacks: what the present stage could not do as asked, one sentence each; stored with its result.
     """
 
     device: torch.device
     precision: torch.dtype = torch.float32
+    selection_precision: torch.dtype = torch.float32
     evaluation_precision: torch.dtype = torch.float32
     channels_last: bool = True
+    row_major_float32: bool = False
+    full_batches: bool = False
     fold_batchnorm: bool = True
     cuda_graphs: bool = True
     compile: bool = False
     batch_size: int = 512
     cache_mib: int | None = None
+    strict: bool = False
+    save_seconds: float = 0.0
     fallbacks: list[str] = field(default_factory=list)
     _said: set[str] = field(default_factory=set, repr=False)
 
-    def place(self, network: nn.Module) -> nn.Module:
+    def place(self, network: nn.Module, precision: torch.dtype | None = None) -> nn.Module:
         """Moves a network to the device and into the memory format; in place.
 
         On a CPU a network with narrow strided 1×1 convolutions, and so its images, stay row-major.
+
+        Args:
+            network: any; its weights keep their dtype.
+            precision: that it will compute in; the training step's if not given.
         """
-        if self.device.type == "cpu" and any(map(_overruns_in_channels_last, network.modules())):
+        if self.device.type == "cpu" and any(map(overruns_in_channels_last, network.modules())):
             self.channels_last = False
         for module in network.to(self.device).modules():
             if isinstance(module, nn.Conv2d):  # a whole network may hold 5-D buffers, which torch refuses
-                module.to(memory_format=self._memory_format)
+                module.to(memory_format=self._memory_format(precision))
         return network
 
-    def laid_out(self, images: Tensor) -> Tensor:
-        """The images in the memory format."""
-        return images.contiguous(memory_format=self._memory_format)
+    def laid_out(self, images: Tensor, precision: torch.dtype | None = None) -> Tensor:
+        """The images in the memory format of networks of this precision, see `place`."""
+        return images.contiguous(memory_format=self._memory_format(precision))
 
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+    def channels_last_in(self, precision: torch.dtype) -> bool:
+        """Whether networks that compute in this precision, and their images, are channels-last."""
+        return self.channels_last and not (self.row_major_float32 and precision == torch.float32)
+
+    def _memory_format(self, precision: torch.dtype | None) -> torch.memory_format:
+        last = self.channels_last_in(precision or self.precision)
+        return torch.channels_last if last else torch.contiguous_format
+
+    def filled(
+        self, function: Callable[..., Tensor], count: int, batch_size: int | None = None
+    ) -> Callable[..., Tensor]:
+        """The function in batches of one size where that is wanted, see `full_batches`.
+
+        Args:
+            function: see `in_full_batches`.
+            count: images that it is called on in all.
+            batch_size: images at a time; that of evaluation if not given.
+        """
+        size = min(batch_size or self.batch_size, count)
+        return in_full_batches(function, size) if self.full_batches else function
 
     def autocast(self) -> AbstractContextManager[object]:
         """The training step's precision."""
@@ -81,9 +112,13 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
 
-    def compiled(self, module: nn.Module) -> Callable[..., Tensor]:
-        """The module, compiled if that is wanted; to be called in one mode only, which is compiled along."""
-        return torch.compile(module) if self.compile else module
+    def compiled(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The module, compiled if that is wanted; to be called in one mode only, which is compiled along.
+
+        For inputs of the first call's shape alone: any other, such as an odd last batch, takes the module
+        itself, since compiling takes longer than it could bring.
+        """
+        return for_one_shape(torch.compile(module), module) if self.compile else module
 
     def cache_bound(self) -> int:
         """The bound of the activation cache, in MiB."""
@@ -96,7 +131,13 @@ class Runtime:
         return 4096
 
     def fall_back(self, sentence: str) -> None:
-        """Records that something was not done as asked, and says it the first time."""
+        """Records that something was not done as asked, and says it the first time.
+
+        Raises:
+            UserError: the runtime is strict.
+        """
+        if self.strict:
+            raise UserError(f"{sentence}; runtime.strict=false would go on without.")
         if sentence not in self.fallbacks:
             self.fallbacks.append(sentence)
         if sentence not in self._said:
@@ -111,8 +152,10 @@ class Runtime:
             "name": name,
             "threads": torch.get_num_threads(),
             "precision": str(self.precision).removeprefix("torch."),
+            "selection_precision": str(self.selection_precision).removeprefix("torch."),
             "evaluation_precision": str(self.evaluation_precision).removeprefix("torch."),
             "channels_last": self.channels_last,
+            "row_major_float32": self.row_major_float32,
             "fold_batchnorm": self.fold_batchnorm,
             "cuda_graphs": self.cuda_graphs and self.device.type == "cuda",
             "compile": self.compile,
@@ -121,18 +164,18 @@ class Runtime:
         }
 
 
-def _overruns_in_channels_last(module: nn.Module) -> bool:
-    """Whether torch would write beyond the weight's gradient, and abort, on a CPU with AVX2 alone.
+def for_one_shape(
+    special: Callable[[Tensor], Tensor], general: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """`special` for inputs of the first call's shape, `general` for all others."""
+    shapes: list[torch.Size] = []
 
-    A fault of torch 2.10 to 2.15 (oneDNN issue 6035), with weight or input in channels-last; other CPUs are
-    spared, but their results should not be another layout's.
-    """
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (1, 1)
-        and module.stride != (1, 1)
-        and module.in_channels // module.groups < 8
-    )
+    def call(images: Tensor) -> Tensor:
+        if not shapes:
+            shapes.append(images.shape)
+        return special(images) if images.shape == shapes[0] else general(images)
+
+    return call
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -181,26 +224,6 @@ def computes_bfloat16(device: torch.device) -> bool:
     if allowed != "DEFAULT" and not allowed.endswith(("_BF16", "_FP16", "_AMX")):
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def set_global_switches(*, tf32: bool, deterministic: bool, threads: int | None) -> None:
-    """Process-wide switches of torch."""
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def seed_everything(*key: int | str) -> None:
-    """Seeds the global generators: initialisation and dropout draw from them, nothing else of ours does."""
-    seed = derive_seed(*key) % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _cpu_name() -> str:

@@ -8,6 +8,7 @@ gradients, and may live in lower precision.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,22 @@ def scale_and_shift(batchnorm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def scales_and_shifts(batchnorms: list[nn.BatchNorm2d]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """`scale_and_shift` of many layers, the same numbers, each operation for all of them at once."""
+    if not all(layer.affine for layer in batchnorms):
+        pairs = [scale_and_shift(layer) for layer in batchnorms]
+        return [scale for scale, _ in pairs], [shift for _, shift in pairs]
+    scales = torch._foreach_add(
+        [layer.running_var for layer in batchnorms], [layer.eps for layer in batchnorms]
+    )
+    torch._foreach_rsqrt_(scales)
+    torch._foreach_mul_(scales, [layer.weight for layer in batchnorms])
+    shifts = torch._foreach_mul([layer.running_mean for layer in batchnorms], scales)
+    torch._foreach_neg_(shifts)
+    torch._foreach_add_(shifts, [layer.bias for layer in batchnorms])
+    return scales, shifts
+
+
 def fold(graph_module: fx.GraphModule, pairs: list[Pair]) -> None:
     """Removes the pairs' BatchNorms from the graph and gives their convolutions a bias; in place.
 
@@ -112,15 +129,35 @@ def refresh(folded: nn.Module, network: nn.Module, pairs: list[Pair]) -> None:
     }
     folded_names = {f"{pair.convolution}.{kind}" for pair in pairs for kind in ("weight", "bias")}
     targets = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
-    for name, target in targets.items():
-        if name not in folded_names and name in source:  # the rest are constants of the traced code
-            _fill(target, source[name])
-    for pair in pairs:
-        convolution = network.get_submodule(pair.convolution)
-        scale, shift = scale_and_shift(network.get_submodule(pair.batchnorm))
-        _fill(targets[f"{pair.convolution}.weight"], convolution.weight * scale.view(-1, 1, 1, 1))
-        bias = shift if convolution.bias is None else shift + convolution.bias * scale
-        targets[f"{pair.convolution}.bias"].copy_(bias)
+    # What has no source is a constant of the traced code.
+    plain = [name for name in targets if name not in folded_names and name in source]
+    found = [(targets[name], source[name]) for name in plain]
+    found += _folded_tensors(targets, network, pairs)
+    # Channels that were added to a target stay zero.
+    torch._foreach_copy_(
+        [target[tuple(slice(size) for size in value.shape)] for target, value in found],
+        [value for _, value in found],
+    )
+
+
+def _folded_tensors(
+    targets: Mapping[str, Tensor], network: nn.Module, pairs: list[Pair]
+) -> list[tuple[Tensor, Tensor]]:
+    """(target, value) of every folded weight and bias, all pairs together where torch has such a kernel."""
+    if not pairs:
+        return []
+    convolutions = [network.get_submodule(pair.convolution) for pair in pairs]
+    scales, shifts = scales_and_shifts([network.get_submodule(pair.batchnorm) for pair in pairs])
+    weights = torch._foreach_mul(
+        [convolution.weight for convolution in convolutions],
+        [scale.view(-1, 1, 1, 1) for scale in scales],
+    )
+    biases = [
+        shift if convolution.bias is None else shift + convolution.bias * scale
+        for convolution, scale, shift in zip(convolutions, scales, shifts, strict=True)
+    ]
+    names = [f"{pair.convolution}.{kind}" for kind in ("weight", "bias") for pair in pairs]
+    return [(targets[name], value) for name, value in zip(names, [*weights, *biases], strict=True)]
 
 
 def pad_channels(graph_module: fx.GraphModule, images: fx.Node, multiple: int = 8) -> None:
@@ -145,8 +182,3 @@ def pad_channels(graph_module: fx.GraphModule, images: fx.Node, multiple: int = 
     with graph_module.graph.inserting_after(images):
         padded = graph_module.graph.call_function(F.pad, (images, (0, 0, 0, 0, 0, extra)))
     user.replace_input_with(images, padded)
-
-
-def _fill(target: Tensor, value: Tensor) -> None:
-    """Copies; channels that were added to the target stay zero."""
-    target[tuple(slice(size) for size in value.shape)].copy_(value)

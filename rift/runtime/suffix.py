@@ -73,17 +73,18 @@ class FrozenGraph:
     Args:
         network: any network that `torch.fx` can trace; it is copied, not changed.
         runtime: memory format of the copy.
+        precision: that most will be computed in.
 
     Raises:
         whatever tracing raises, for a network that cannot be traced.
     """
 
-    def __init__(self, network: nn.Module, runtime: Runtime) -> None:
+    def __init__(self, network: nn.Module, runtime: Runtime, precision: torch.dtype = torch.float32) -> None:
         self._network = network
         self._graph = folding.trace(network)
         self._pairs = folding.foldable_pairs(self._graph)
         folding.fold(self._graph, self._pairs)
-        runtime.place(self._graph)
+        runtime.place(self._graph, precision)
         folding.refresh(self._graph, network, self._pairs)
         self._nodes = {node.name: node for node in self._graph.graph.nodes}
         self._waists = _waists(self._graph)

@@ -15,7 +15,7 @@ from rift.attacks.evaluation import Craft
 from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, seed_everything
+from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, graphed, seed_everything, untuned
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
 from rift.stage_options import ATConfig
 from rift.stages.collapse import collapse_notes, watch
@@ -67,14 +67,16 @@ def adversarial_training(
         session.runtime,
         average=options.average if options.epochs else None,
         patience=options.patience,
+        start_epoch=options.start_epoch if options.epochs else 0,
     )
     if session.dataset.holdout is not None:
         folder.save("holdout", {"indices": session.dataset.holdout.indices})
     runtime = session.runtime
     crafting = CraftingNetwork(network, runtime, runtime.precision)
     judging = crafting
-    if training.judged is not network or runtime.evaluation_precision != runtime.precision:
-        judging = CraftingNetwork(training.judged, runtime, runtime.evaluation_precision)
+    # Compiled for batches of one size, the twin for training would judge uncompiled.
+    if training.judged is not network or runtime.selection_precision != runtime.precision or runtime.compile:
+        judging = CraftingNetwork(training.judged, runtime, runtime.selection_precision)
     craft = crafter(network, crafting, method, attack, runtime)
     gradients = gradient_pass(method.loss, network, runtime)
     selection = session.dataset.split(options.selection_split)
@@ -98,7 +100,8 @@ def adversarial_training(
         return {"clean_accuracy": verdicts.clean_accuracy, "robust_accuracy": verdicts.robust_accuracy}
 
     one_image = session.dataset.train.images[:1] / 255
-    work = at_flops(forward_flops(network, one_image), attack.steps, method.passes)
+    with untuned():
+        work = at_flops(forward_flops(network, one_image), attack.steps, method.passes)
     for epoch in training.remaining():
         seed_everything("at", session.seed, epoch)  # for dropout and the like
         row = _epoch(session, training, update, augmentation, options.batch_size, epoch, work)
@@ -116,6 +119,12 @@ def adversarial_training(
 def _notes(training: Training, options: ATConfig, rows: list[dict[str, Any]]) -> list[str]:
     """What a reader of the result must know of the way to it."""
     notes = collapse_notes(rows)
+    if options.start_epoch and options.epochs:
+        notes.append(
+            f"training went on after epoch {options.start_epoch} of a checkpoint, with fresh momentum"
+            + ("" if options.average is None else " and a fresh average")
+            + "; the best epoch is of those that followed"
+        )
     if training.average is not None:
         notes.append(f"θ_AT is a moving average of the weights, decay {options.average:g}")
     if training.next_epoch < options.epochs:
@@ -149,7 +158,7 @@ def _epoch(
         epoch=epoch,
         seed=session.seed,
         shuffle=True,
-        channels_last=runtime.channels_last,
+        channels_last=runtime.channels_last_in(runtime.precision),
         **augmentation,
     )
     with measured(f"at {epoch + 1}/{training.epochs}", len(train)) as meter:
@@ -176,12 +185,17 @@ def crafter(
 ) -> Craft:
     """(images, labels, start) -> adversarial images, for the network as it is at the call."""
 
+    def target(called: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        if not method.from_clean:
+            return labels
+        with torch.no_grad():
+            return called(images).float()
+
     def through(called: nn.Module, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-        target = labels
-        if method.from_clean:
-            with torch.no_grad():
-                target = called(images).float()
-        return pgd(called, images, target, start, attack, method.objective)
+        return pgd(called, images, target(called, images, labels), start, attack, method.objective)
+
+    def strength(adversarial: Tensor, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        return method.objective(crafting(adversarial), target(crafting, images, labels)).mean()
 
     def with_fixed_statistics(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
         crafting.refresh()
@@ -191,11 +205,15 @@ def crafter(
         with borrowed(network, training=True), runtime.autocast():
             return through(network, images, labels, start)
 
+    def strength_in_train_mode(adversarial: Tensor, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        with borrowed(network, training=True):
+            return method.objective(network(adversarial).float(), target(network, images, labels)).mean()
+
     if attack.batchnorm == "train":
-        return with_batch_statistics
+        return graphed(with_batch_statistics, runtime, strength_in_train_mode, whole=True)
 
     def craft(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
         # Asked for at each call: a network that had to be replaced has dropped its graphs.
-        return crafting.captured("training", with_fixed_statistics)(images, labels, start)
+        return crafting.captured("training", with_fixed_statistics, strength)(images, labels, start)
 
     return craft

@@ -93,7 +93,9 @@ def right_on(
     """Which images of one version are classified rightly, (N,) bool on the device."""
     runtime = session.runtime
     passes = corrupted.batches(corruption, severity, runtime.batch_size, runtime.device)
-    guesses = [network(runtime.laid_out(images.float() / 255)).argmax(dim=1) for images in passes]
+    judged = runtime.filled(network, len(labels))
+    laid_out = (runtime.laid_out(images.float() / 255, torch.float32) for images in passes)
+    guesses = [judged(images).argmax(dim=1) for images in laid_out]
     return torch.cat(guesses) == labels
 
 

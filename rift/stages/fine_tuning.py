@@ -94,19 +94,23 @@ def fine_tuning(
         The stage's result: the modules, the best and the last epoch's metrics, and how far everything outside
         the modules has moved until then (`leak`).
     """
-    network = session.network(theta_at)
+    runtime = session.runtime
+    network = runtime.place(session.network(theta_at))
     everything = len(modules) == len(scannable_modules(network))
     chosen = [network] if everything else [network.get_submodule(name) for name in modules]
     network.requires_grad_(False)
     parameters = [parameter.requires_grad_() for module in chosen for parameter in module.parameters()]
-    training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", session.runtime)
+    training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", runtime)
     selection = session.dataset.split(options.selection_split)
-    gradients = gradient_pass(_loss, network, session.runtime)
+    gradients = gradient_pass(_loss, network, runtime)
+    judged = runtime.filled(network, len(selection))
     for epoch in training.remaining():
         seed_everything("finetune", session.seed, epoch)
         row = _epoch(session, training, gradients, options, augmentation, epoch)
         with borrowed(network, training=False):
-            right = correct(network, selection, session.runtime.batch_size, session.runtime.channels_last)
+            right = correct(
+                judged, selection, runtime.batch_size, runtime.channels_last_in(runtime.precision)
+            )
         training.end_epoch(row | {"clean_accuracy": right.double().mean().item()})
     result = training.finish()
     tuned = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -165,7 +169,7 @@ def _epoch(
         epoch=epoch,
         seed=derive_seed("finetune", session.seed),  # not AT's crops over again
         shuffle=True,
-        channels_last=runtime.channels_last,
+        channels_last=runtime.channels_last_in(runtime.precision),
         **augmentation,
     )
     with measured(f"finetune {epoch + 1}/{training.epochs}", len(train)) as meter:

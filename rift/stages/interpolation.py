@@ -85,7 +85,7 @@ def interpolation(
     points = folder.rows()
     split = session.dataset.split(options.selection_split)
     network = session.network(theta_at)
-    crafting = CraftingNetwork(network, session.runtime, session.runtime.evaluation_precision)
+    crafting = CraftingNetwork(network, session.runtime, session.runtime.selection_precision)
     for index in range(len(points), options.points):
         alpha = index / (options.points - 1)
         network.load_state_dict(_weights(session, network, options.batchnorm, alpha, theta_at, theta_ft))
@@ -157,7 +157,11 @@ def reestimate_batchnorm(network: nn.Module, session: Session) -> None:
     train = session.dataset.train
     seed = derive_seed("reestimate", session.seed)
     clean = batches(
-        train, REESTIMATION_BATCH, seed=seed, shuffle=True, channels_last=session.runtime.channels_last
+        train,
+        REESTIMATION_BATCH,
+        seed=seed,
+        shuffle=True,
+        channels_last=session.runtime.channels_last_in(torch.float32),
     )
     for index, batch in enumerate(clean):
         if index == 0 or len(batch.labels) == REESTIMATION_BATCH:

@@ -17,7 +17,7 @@ from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import permutation
-from rift.runtime import CraftingNetwork, graphed
+from rift.runtime import CraftingNetwork
 from rift.runtime.device import DTYPES
 from rift.stage_options import MRCConfig
 from rift.stages.scanned_network import ScannedNetwork, View
@@ -54,8 +54,9 @@ def mrc_scan(
         raise UserError("stage.mrc.exclude leaves no module to scan: give fewer patterns.")
     images, labels = adversarial_examples(session, network, options, attack)
     solver = make_solver(options)
+    whole = session.runtime.filled(network, len(images), options.batch_size)
     baseline = robust_loss(
-        lambda _, x: network(x), images.new_empty(0), plain_batches(images, labels, options.batch_size)
+        lambda _, x: whole(x), images.new_empty(0), plain_batches(images, labels, options.batch_size)
     )
     precision = DTYPES[options.precision]
     orders = ("scan shuffle", session.seed) if options.shuffle else None
@@ -106,11 +107,13 @@ def adversarial_examples(
     """
     runtime = session.runtime
     split = scanned_split(session, options)
-    crafting = CraftingNetwork(network, runtime, runtime.evaluation_precision)
-    craft = graphed(lambda x, y, start: pgd(crafting, x, y, start, attack), runtime)
+    channels_last = runtime.channels_last_in(DTYPES[options.precision])
+    crafting = CraftingNetwork(network, runtime, runtime.selection_precision)
+    craft = crafting.captured(attack, lambda x, y, start: pgd(crafting, x, y, start, attack))
+    craft = runtime.filled(craft, len(split))
     parts, labels = [], []
     with measured("mrc: adversarial examples", len(split)) as meter:
-        for batch in batches(split, runtime.batch_size, channels_last=runtime.channels_last):
+        for batch in batches(split, runtime.batch_size, channels_last=channels_last):
             start = batch.images
             if attack.random_start:
                 start = random_start(batch.images, batch.indices, ("scan start", session.seed), attack)

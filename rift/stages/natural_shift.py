@@ -30,7 +30,10 @@ def natural_shift(
     folder.load_resume_point()
     runtime = session.runtime
     right = correct(
-        session.network(weights), images.to(runtime.device), runtime.batch_size, runtime.channels_last
+        runtime.filled(session.network(weights), len(images)),
+        images.to(runtime.device),
+        runtime.batch_size,
+        runtime.channels_last_in(torch.float32),
     )
     folder.save("verdicts", {"clean": right.to(torch.uint8)})
     accuracy = right.double().mean().item()

@@ -13,8 +13,10 @@ from rift.criticality import Batch, Logits
 from rift.randomness import permutation
 from rift.runtime import Runtime
 from rift.runtime.activations import ActivationCache, lowered
-from rift.runtime.crafting import AGREEMENT, relative_difference
+from rift.runtime.crafting import relative_difference
+from rift.runtime.full_batches import filled
 from rift.runtime.suffix import Cut, FrozenGraph, whole_network
+from rift.runtime.switches import agreement, untuned
 
 CHECKED = 4  # images by which a cut network is compared with the whole one
 
@@ -68,12 +70,14 @@ class ScannedNetwork:
         self._network, self._runtime, self._precision = network, runtime, precision
         self._images, self._labels, self._batch_size, self._orders = images, labels, batch_size, orders
         self._sample = images[:CHECKED]
-        with torch.no_grad():
+        with torch.no_grad(), untuned():
             self._reference = network(self._sample).float()
-        self._graph = frozen_graph(network, runtime)
+        self._graph = frozen_graph(network, runtime, precision)
         low = self._graph is not None and precision != torch.float32
         self._low_graph = self._graph.lowered(precision) if low else None
-        self._cache = ActivationCache(self._graph, images, labels, batch_size, runtime.cache_bound())
+        self._cache = ActivationCache(
+            self._graph, images, labels, batch_size, runtime.cache_bound(), runtime.full_batches
+        )
 
     def at(self, name: str) -> View:
         """The network cut at a module. The views of earlier modules are of no use afterwards."""
@@ -103,7 +107,9 @@ class ScannedNetwork:
     ) -> Iterator[Batch]:
         """A pass over batches of another mixture, computed from the images: what is kept is of fixed ones."""
         for part in permutation(order, len(self._labels)).to(self._labels.device).split(self._batch_size):
-            images = self._runtime.laid_out(self._images[part])
+            images = self._runtime.laid_out(self._images[part], self._precision)
+            if self._runtime.full_batches:
+                images = filled(images, min(self._batch_size, len(self._labels)))
             with torch.no_grad():
                 boundary = lowered(cut.before(images), precision)
             yield boundary, self._labels[part]
@@ -117,8 +123,9 @@ class ScannedNetwork:
         if not cut.whole:
             try:
                 after = self._low_graph.after(name)
-                found = after(cut.weight, *lowered(boundary, self._precision))
-                if relative_difference(found, self._reference) <= AGREEMENT[self._precision]:
+                with untuned():
+                    found = after(cut.weight, *lowered(boundary, self._precision))
+                if relative_difference(found, self._reference) <= agreement(self._precision, found.device):
                     return after
                 reason = "its logits are too far off"
             except (ValueError, RuntimeError) as error:  # no such cut, or an operation without that precision
@@ -127,10 +134,12 @@ class ScannedNetwork:
         return None
 
 
-def frozen_graph(network: nn.Module, runtime: Runtime) -> FrozenGraph | None:
+def frozen_graph(
+    network: nn.Module, runtime: Runtime, precision: torch.dtype = torch.float32
+) -> FrozenGraph | None:
     """The network traced and folded; None, and a recorded fallback, where that cannot be done."""
     try:
-        return FrozenGraph(network, runtime)
+        return FrozenGraph(network, runtime, precision)
     except Exception as error:  # tracing runs arbitrary model code, which fails in any way it likes
         runtime.fall_back(
             f"{type(network).__name__} cannot be traced ({type(error).__name__}), "
@@ -166,14 +175,15 @@ def checked_cut(
         return whole
     try:
         cut = graph.cut(name)
-        boundary, found, kept = _tried(cut, images)
+        with untuned():
+            boundary, found, kept = _tried(cut, images)
     except Exception as error:  # see frozen_graph
         runtime.fall_back(
             f"the network cannot be cut at every module ({type(error).__name__}), "
             "so the scan runs the whole network there"
         )
         return whole
-    if not (kept and relative_difference(found, reference) <= AGREEMENT[torch.float32]):
+    if not (kept and relative_difference(found, reference) <= agreement(torch.float32, images.device)):
         runtime.fall_back(
             f"the network cut at {name} gives other logits, so that module's scan runs it whole"
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rift.attacks import Attack, Verdicts, robust_verdicts
@@ -31,10 +33,10 @@ class Session:
     new_network: Callable[[], nn.Module]
 
     def network(self, state: dict[str, Tensor]) -> nn.Module:
-        """A network with these weights, on the device, in eval mode."""
+        """A network with these weights, on the device, in eval mode, laid out for float32."""
         network = self.new_network()
         network.load_state_dict(state)
-        return network.eval()
+        return self.runtime.place(network, torch.float32).eval()
 
     def attacked(
         self,
@@ -60,22 +62,27 @@ class Session:
             purpose: random starts differ between purposes, so what is chosen is not reported with its luck.
             crafting: the network's frozen form if there is one already; it is brought up to date.
         """
+        runtime = self.runtime
         if crafting is None:
-            crafting = CraftingNetwork(network, self.runtime, self.runtime.evaluation_precision)
+            reported = purpose != "selection"
+            precision = runtime.evaluation_precision if reported else runtime.selection_precision
+            crafting = CraftingNetwork(network, runtime, precision)
         else:
             crafting.refresh()
         crafting.check(split.images[:8] / 255)
+        if runtime.row_major_float32 and runtime.precision != torch.float32:
+            network = runtime.place(copy.deepcopy(network), torch.float32)  # it is laid out for training
         with borrowed(network, training=False), measured(label, runs * len(split)) as meter:
             return robust_verdicts(
-                network,
+                runtime.filled(network, len(split)),
                 crafting,
                 split,
                 attack,
                 runs=runs,
                 exact_runs=exact_runs,
                 seed=derive_seed(purpose, self.seed),
-                batch_size=self.runtime.batch_size,
-                channels_last=self.runtime.channels_last,
+                batch_size=runtime.batch_size,
+                channels_last=runtime.channels_last_in(torch.float32),
                 advance=meter.advance,
-                accelerate=lambda craft: crafting.captured(attack, craft),
+                accelerate=lambda craft: runtime.filled(crafting.captured(attack, craft), len(split)),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -113,6 +114,7 @@ class Training:
         runtime: where tensors live.
         average: decay of a moving average of the weights, if there is to be one.
         patience: epochs without a better score after which no epoch remains; None: all do.
+        start_epoch: epochs that the network has behind it already.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Training:
         runtime: Runtime,
         average: float | None = None,
         patience: int | None = None,
+        start_epoch: int = 0,
     ) -> None:
         self.folder, self.network, self.score_name, self.stage = folder, network, score, stage
         self.epochs, self.patience = options.epochs, patience
@@ -135,8 +138,9 @@ class Training:
         self.best: dict[str, Tensor] = {}
         self.best_row: dict[str, Any] | None = None
         self.last_row: dict[str, Any] | None = None
-        self.next_epoch = self.updates = 0
+        self.next_epoch, self.updates = start_epoch, 0
         self.average = None if average is None else moving_average(network, average)
+        self._save_seconds, self._saved = runtime.save_seconds, time.monotonic()
         self._resume(runtime.device)
 
     def remaining(self) -> Iterable[int]:
@@ -170,7 +174,9 @@ class Training:
         return self.optimizer.param_groups[0]["lr"] if self.optimizer else 0.0
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Takes an epoch's metrics, keeps the weights if they are the best, and makes all of it durable.
+        """Takes an epoch's metrics, keeps the weights if they are the best, and now and then saves all of it.
+
+        Saved is a new best, the end, and else at most every `runtime.save_seconds`.
 
         Raises:
             UserError: the loss is no number any more.
@@ -182,12 +188,16 @@ class Training:
             )
         self.folder.add_row(row)
         self.last_row = row
-        score = row.get(self.score_name)
+        score, is_best = row.get(self.score_name), False
         if score is not None and (self.best_row is None or score > self.best_row[self.score_name]):
             self.best_row = row
             self.best = {name: value.detach().clone() for name, value in self.judged.state_dict().items()}
+            is_best = True
         self.next_epoch = row["epoch"]
-        self._save()
+        ended = self.next_epoch == self.epochs or self.stopped_early
+        if is_best or ended or time.monotonic() - self._saved >= self._save_seconds:
+            self._save()
+            self._saved = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
         """Writes the weights of the best and of the last epoch; their metrics are part of the result.
