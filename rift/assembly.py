@@ -78,6 +78,12 @@ def make_runtime(config: Config) -> Runtime:
     )
 
 
+def normalisation(config: Config) -> tuple[list[float], list[float]]:
+    """Mean and std, per channel, that the network's first layer normalises by; 0 and 1 leave images alone."""
+    mean, std = config.dataset.mean, config.dataset.std
+    return (mean, std) if config.model.normalise else ([0.0] * len(mean), [1.0] * len(std))
+
+
 def new_network(config: Config, runtime: Runtime, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """A fresh network for images of `shape`, (C, H, W), on the device; the same weights each time.
 
@@ -85,14 +91,15 @@ def new_network(config: Config, runtime: Runtime, shape: tuple[int, int, int], n
         UserError: there is no such network, or not for such images.
     """
     seed_everything("initial weights", config.seed)
-    model, data = config.model, config.dataset
+    model = config.model
+    mean, std = normalisation(config)
     network = build_model(
         model.family,
         num_classes=num_classes,
         in_channels=shape[0],
         image_size=shape[1],
-        mean=data.mean,
-        std=data.std,
+        mean=mean,
+        std=std,
         width=model.width,
         timm_name=model.name,
         pretrained=model.pretrained,

@@ -31,6 +31,7 @@ class ModelConfig:
     width: int | None = None  # channels of the first ResNet stage; widening factor of a WRN
     pretrained: bool = False  # timm only: start from timm's published weights
     checkpoint: str | None = None  # weights to start from; without the stage `at` they are θ_AT
+    normalise: bool = True  # by dataset.mean and std in its first layer; false: the weights want [0, 1]
 
     def check(self, where: str) -> None:
         at_least(f"{where}.width", self.width, 1)

@@ -54,7 +54,7 @@ def _typed(overrides: list[str]) -> dict[str, Any]:
     return {name.lstrip("+"): value for name, _, value in pairs}
 
 
-def _quoted(argument: str) -> str:
+def quoted(argument: str) -> str:
     """The choices of a group are words, though Hydra takes `true`, `1` and `null` for something else.
 
     Raises:
@@ -84,7 +84,7 @@ def _in_order(arguments: list[str]) -> list[str]:
     ]
     if flags and shown:
         raise UserError(f"{shown[0]} shows one run and -m is for many: leave out one of them.")
-    return flags + [_quoted(argument) for argument in arguments if argument not in flags]
+    return flags + [quoted(argument) for argument in arguments if argument not in flags]
 
 
 def main() -> None:

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor
 
 from rift.assembly import make_attack
+from rift.attacks.auto_attack import require_library
 from rift.config import Config
 from rift.data import Split, open_published, read_cifar10_1
 from rift.data.corrupted import CorruptedSet
 from rift.data.generated import GeneratedSet
 from rift.errors import UserError
-from rift.stages import Session, corruption_evaluation, evaluation, natural_shift
+from rift.stages import (
+    Session,
+    auto_attack_evaluation,
+    corruption_evaluation,
+    evaluation,
+    natural_shift,
+)
 from rift.store import StageFolder
 
 Weights = dict[str, Tensor]
@@ -30,14 +37,16 @@ class Measurement:
     """One thing that is measured.
 
     Attributes:
-        section: begins the names of its results: `evaluate`, `corruptions`, `cifar10_1`.
+        section: begins the names of its results: `evaluate`, `auto_attack`, `corruptions`, `cifar10_1`.
         identity: what decides the outcome besides the weights.
-        body: does it, in a result folder, of weights on the device.
+        body: does it, in a result folder, of weights on the device; given the result that it builds on.
+        after: section of that result, of the same network, if there is one.
     """
 
     section: str
     identity: Mapping[str, Any]
-    body: Callable[[StageFolder, Weights], dict[str, Any]]
+    body: Callable[[StageFolder, Weights, StageFolder | None], dict[str, Any]]
+    after: str | None = None
 
 
 def measurements(config: Config, session: Session) -> list[Measurement]:
@@ -46,8 +55,13 @@ def measurements(config: Config, session: Session) -> list[Measurement]:
     Raises:
         UserError: images are missing, or not what they should be.
     """
-    known = {"pgd": _pgd, "corruptions": _corruptions, "cifar10_1": _cifar10_1}
-    return [known[name](config, session) for name in dict.fromkeys(config.stage.evaluate.measure)]
+    known = {
+        "pgd": _pgd,
+        "auto_attack": _auto_attack,
+        "corruptions": _corruptions,
+        "cifar10_1": _cifar10_1,
+    }
+    return [make(config, session) for name, make in known.items() if name in config.stage.evaluate.measure]
 
 
 def _pgd(config: Config, session: Session) -> Measurement:
@@ -59,10 +73,29 @@ def _pgd(config: Config, session: Session) -> Measurement:
         "tf32": config.runtime.tf32,
     }
 
-    def attacked(folder: StageFolder, weights: Weights) -> dict[str, Any]:
+    def attacked(folder: StageFolder, weights: Weights, earlier: StageFolder | None) -> dict[str, Any]:
         return evaluation(session, folder, options, weights, attack)
 
     return Measurement("evaluate", identity, attacked)
+
+
+def _auto_attack(config: Config, session: Session) -> Measurement:
+    require_library()
+    options, attack = config.stage.evaluate, make_attack(config.evaluation_attack)
+    identity = {
+        "threat_model": [attack.norm, attack.epsilon],
+        "version": options.auto_attack,
+        "max_images": options.auto_attack_images,
+        "batch_size": session.runtime.batch_size,  # which images share random numbers
+        "tf32": config.runtime.tf32,
+    }
+
+    def attacked(folder: StageFolder, weights: Weights, earlier: StageFolder | None) -> dict[str, Any]:
+        survivors = None if earlier is None else earlier.load("verdicts")["robust"].amin(dim=0)
+        version, count = options.auto_attack, options.auto_attack_images
+        return auto_attack_evaluation(session, folder, weights, attack, version, count, survivors)
+
+    return Measurement("auto_attack", identity, attacked, after="evaluate")
 
 
 def _corruptions(config: Config, session: Session) -> Measurement:
@@ -75,7 +108,7 @@ def _corruptions(config: Config, session: Session) -> Measurement:
         "tf32": config.runtime.tf32,
     }
 
-    def corrupt(folder: StageFolder, weights: Weights) -> dict[str, Any]:
+    def corrupt(folder: StageFolder, weights: Weights, earlier: StageFolder | None) -> dict[str, Any]:
         return corruption_evaluation(session, folder, weights, names, severities, corrupted)
 
     return Measurement("corruptions", identity, corrupt)
@@ -108,7 +141,7 @@ def _cifar10_1(config: Config, session: Session) -> Measurement:
     images, labels = read_cifar10_1(Path(data.corrupted_root or data.root).expanduser())
     split = Split(images, labels, torch.arange(len(labels)))
 
-    def shifted(folder: StageFolder, weights: Weights) -> dict[str, Any]:
+    def shifted(folder: StageFolder, weights: Weights, earlier: StageFolder | None) -> dict[str, Any]:
         return natural_shift(session, folder, weights, split)
 
     return Measurement("cifar10_1", {"images": "v6", "tf32": config.runtime.tf32}, shifted)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rift.assembly import make_attack, make_method
+from rift.assembly import make_attack, make_method, normalisation
 from rift.checkpoint import file_digest
 from rift.config import Config
 from rift.measurements import Measurement, measurements
@@ -140,7 +140,7 @@ class Pipeline:
                 "checkpoint": digest,
             },
             "data": dataset.identity,
-            "normalisation": [list(dataset.mean), list(dataset.std)],
+            "normalisation": [list(values) for values in normalisation(config)],
             "method": {"name": config.method.name, **resolved(config.method, model.family)},
             "attack": asdict(self.method.attack(self.attack)),
             "options": _without(asdict(options), "select"),
@@ -225,10 +225,14 @@ class Pipeline:
                     self._measure(measurement, which, section)
 
     def _measure(self, measurement: Measurement, which: str, section: str) -> None:
+        earlier = self.folders.get(f"{measurement.after}_{which}")
+
         def measure(folder: StageFolder) -> dict[str, Any]:
-            return measurement.body(folder, self._weights(section))
+            return measurement.body(folder, self._weights(section), earlier)
 
         identity = {"weights": self._key(section), **measurement.identity}
+        if measurement.after is not None:
+            identity["after"] = None if earlier is None else earlier.key
         self.runner.obtain(f"{measurement.section}_{which}", identity, measure)
 
     @cached_property

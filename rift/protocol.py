@@ -30,7 +30,7 @@ _SGD = {
 }
 _TRAINING = {**_SGD, "batch_size": 128, "padding_mode": "zeros", "selection_split": "test", "select": "best"}
 PAPER: dict[str, Any] = {
-    "model": {"width": None, "pretrained": False, "checkpoint": None},
+    "model": {"width": None, "pretrained": False, "checkpoint": None, "normalise": True},
     "dataset": {"train_limit": None, "test_limit": None, "holdout_fraction": 0.0, "flip": True},
     "attack": {**_ATTACK, "batchnorm": "eval"},
     "selection_attack": _ATTACK,
@@ -85,6 +85,8 @@ PAPER: dict[str, Any] = {
             "measure": ["pgd", "corruptions"],
             "restarts": 3,
             "exact_runs": True,
+            "auto_attack": "standard",
+            "auto_attack_images": None,
             "corruptions": "auto",
             "corruption_set": ["all19"],
             "severities": [1, 2, 3, 4, 5],

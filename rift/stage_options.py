@@ -14,7 +14,7 @@ STAGES = ("at", "mrc", "finetune", "interpolate", "evaluate")
 TARGETS = (
     "least_critical", "most_critical", "top_k", "random", "random_k", "last_layer", "all", "none"
 )  # fmt: skip
-MEASUREMENTS = ("pgd", "corruptions", "cifar10_1")
+MEASUREMENTS = ("pgd", "auto_attack", "corruptions", "cifar10_1")
 BY_CRITICALITY = ("least_critical", "most_critical", "top_k")
 BY_CHANCE = ("random", "random_k")
 
@@ -153,6 +153,8 @@ class EvaluateConfig:
     measure: list[str] = MISSING  # what is measured, of MEASUREMENTS
     restarts: int = MISSING  # attack runs; the worst counts
     exact_runs: bool = MISSING  # attack fooled images again, so that the worst *run* is known too
+    auto_attack: str = MISSING  # standard, or quick: a screen of two of its four attacks
+    auto_attack_images: int | None = MISSING  # at most, evenly spread over the test split; null is all
     corruptions: str = MISSING  # which images: published, generated, auto (published where there are any)
     corruption_set: list[str] = MISSING  # names of corruptions, or of SELECTIONS of them
     severities: list[int] = MISSING  # of 1 to 5
@@ -166,6 +168,8 @@ class EvaluateConfig:
         for name in self.measure:
             one_of(f"{where}.measure", name, MEASUREMENTS)
         at_least(f"{where}.restarts", self.restarts, 1)
+        one_of(f"{where}.auto_attack", self.auto_attack, ("standard", "quick"))
+        at_least(f"{where}.auto_attack_images", self.auto_attack_images, 1)
         one_of(f"{where}.corruptions", self.corruptions, ("auto", "published", "generated"))
         for name in self.corruption_set:
             one_of(f"{where}.corruption_set", name, (*SELECTIONS, *ALL))

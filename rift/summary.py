@@ -51,6 +51,7 @@ def make_summary(
                     *departures(config),
                     *pipeline.import_notes,
                     *results.get("at", {}).get("notes", []),
+                    *alarms(results),
                     *(note for result in results.values() for note in result["fallbacks"]),
                 ]
             )
@@ -105,11 +106,42 @@ def measured_accuracies(
     if (result := results.get(f"evaluate_{which}")) is not None:
         names = ("clean_accuracy", "robust_accuracy", "robust_accuracy_per_image", "num_images")
         found |= {name: result[name] for name in names}
+    if (result := results.get(f"auto_attack_{which}")) is not None:
+        suffix = "" if result["version"] == "standard" else "_quick"
+        found[f"auto_attack{suffix}_accuracy"] = result["robust_accuracy"]
+        found["auto_attack_images"] = result["num_images"]
     if (result := results.get(f"corruptions_{which}")) is not None:
         suffix = "" if result["kind"] == "published" else "_generated"
         found[f"ood_accuracy{suffix}"] = ood_accuracy(config, result)
     if (result := results.get(f"cifar10_1_{which}")) is not None:
         found["cifar10_1_accuracy"] = result["clean_accuracy"]
+    return found
+
+
+MASKED = 0.05  # share of the images by which AutoAttack may be under PGD
+UNTOUCHED = 0.98  # share of the clean accuracy above which an attack seems to do nothing
+
+
+def alarms(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What makes a robust accuracy doubtful, a sentence each.
+
+    AutoAttack cannot be above PGD here: what PGD fooled counts as fooled.
+    """
+    found = []
+    for which, name in (("at", "AT"), ("rift", "RiFT")):
+        pgd, auto = results.get(f"evaluate_{which}"), results.get(f"auto_attack_{which}")
+        if pgd is not None and pgd["robust_accuracy"] > UNTOUCHED * pgd["clean_accuracy"] > 0:
+            found.append(
+                f"{name}: robust accuracy is {pgd['robust_accuracy'] / pgd['clean_accuracy']:.0%} of clean: "
+                "does the attack work (epsilon, step size, normalisation)?"
+            )
+        if auto is not None and auto["pgd_accuracy"] is not None:
+            under = auto["pgd_accuracy"] - auto["robust_accuracy"]
+            if under > MASKED:
+                found.append(
+                    f"{name}: AutoAttack is {100 * under:.1f} points under PGD on the same images: gradients "
+                    "may be masked, and PGD's numbers not to be trusted"
+                )
     return found
 
 
@@ -155,7 +187,8 @@ def paired_tests(folders: Mapping[str, StageFolder]) -> dict[str, Any] | None:
 def intervals(config: Config, folders: Mapping[str, StageFolder]) -> dict[str, dict[str, Any]]:
     """θ* against θ_AT on the same images: each difference with its interval and a verdict in words.
 
-    `clean`, `robust` (the worst run, where every run attacked all images), `robust_per_image`, `ood`, and
+    `clean`, `robust` (the worst run, where every run attacked all images), `robust_per_image`, `auto_attack`,
+    `ood`, and
     `ood_beyond_clean`: how much more OOD accuracy changes than clean accuracy, where the corrupted images
     are the clean ones. Robust networks' OOD accuracy follows their clean accuracy, so that is the question.
     """
@@ -166,6 +199,9 @@ def intervals(config: Config, folders: Mapping[str, StageFolder]) -> dict[str, d
         pairs["robust_per_image"] = first["robust"].amin(dim=0), second["robust"].amin(dim=0)
         exact = config.stage.evaluate.exact_runs
         pairs["robust"] = (first["robust"], second["robust"]) if exact else pairs["robust_per_image"]
+    if {"auto_attack_at", "auto_attack_rift"} <= folders.keys():
+        pair = (folders[f"auto_attack_{which}"].load("verdicts")["robust"] for which in ("at", "rift"))
+        pairs["auto_attack"] = tuple(pair)
     if {"corruptions_at", "corruptions_rift"} <= folders.keys():
         names = config.stage.evaluate.ood_names()
         ood = [per_image(folders[f"corruptions_{which}"].load("verdicts"), names) for which in ("at", "rift")]
@@ -185,6 +221,7 @@ def final_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
         "clean": "clean_accuracy",
         "robust": "robust_accuracy",
         "robust_per_image": "robust_accuracy_per_image",
+        "auto_attack": "auto_attack_accuracy",
         "ood": "ood_accuracy",
         "ood_generated": "ood_accuracy_generated",
         "cifar10_1": "cifar10_1_accuracy",

@@ -29,6 +29,8 @@ AXES = {
     "interpolate": "alpha",
     "evaluate_at": "run",
     "evaluate_rift": "run",
+    "auto_attack_at": "run",
+    "auto_attack_rift": "run",
     "corruptions_at": "index",
     "corruptions_rift": "index",
     "cifar10_1_at": "run",

@@ -41,6 +41,7 @@ from rift.checkpoint import load_tensors, save_json, write_atomically  # noqa: E
 from rift.config import CONF, to_config  # noqa: E402
 from rift.explain import EXPECTED, INTERRUPTED, MISTAKE, explain  # noqa: E402
 from rift.job import run_job  # noqa: E402
+from rift.main import quoted  # noqa: E402
 from rift.progress import set_up_logging  # noqa: E402
 from rift.report.__main__ import main as write_report  # noqa: E402
 from rift.store import RESUME  # noqa: E402
@@ -50,7 +51,7 @@ log = logging.getLogger("rift")
 STOPPED, TOO_SLOW = 75, 3  # exit codes
 PART = 15_000_000  # bytes
 EVERY = 60.0  # seconds between copies of what is there
-KEPT = ("*.json", "*.jsonl", "job.log", "report.md", "*.png")
+KEPT = ("*.json", "*.jsonl", "job.log", "*.md", "*.txt", "*.csv", "*.tex", "*.png")
 
 COMMON = ["model=resnet18", "dataset=cifar10", "study=paper_row", "logger=none", "runtime.strict=true"]
 OFFICIAL = ["protocol=official", "attack.step_size=2/255", "stage.interpolate.restarts=3"]
@@ -86,7 +87,7 @@ class TimeUp(BaseException):
 def run(overrides: list[str]) -> dict[str, Any]:
     """One job in this process, as `python -m rift OVERRIDES` would do it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = to_config(compose("config", overrides))
+        config = to_config(compose("config", [quoted(text) for text in overrides]))
     return run_job(config, dict(text.split("=", 1) for text in overrides))
 
 

@@ -123,11 +123,34 @@ def test_every_experiment_composes_with_every_value_of_its_sweep(experiment, smo
 
 
 def test_the_paper_s_tables_are_swept_in_full():
-    sizes = {name: prod(map(len, alternatives(swept(name)))) for name in ("table1", "table3", "table4")}
-    assert sizes == {"table1": 27, "table3": 12, "table4": 12}  # table 1: 3 backbones × 3 sets × 3 seeds
-    assert set(alternatives(swept("table3"))[0]) == {
-        f"stage.finetune.target={name}" for name in ("all", "last_layer", "most_critical", "least_critical")
+    sizes = {name: prod(map(len, alternatives(swept(name)))) for name in EXPERIMENTS if swept(name)}
+    # Table 1: 3 backbones × 3 sets × 3 seeds; table 2: 4 methods × 2 sets × 3 seeds.
+    assert {name: sizes[name] for name in sizes if name.startswith("table")} == {
+        "table1": 27,
+        "table2": 24,
+        "table3": 15,
+        "table4": 12,
     }
+    targets = ("all", "last_layer", "most_critical", "least_critical", "random")
+    assert set(alternatives(swept("table3"))[0]) == {f"stage.finetune.target={name}" for name in targets}
+
+
+def test_the_arms_of_the_batchnorm_ablation_are_four_different_runs():
+    arms = ("moving", "frozen", "only_statistics", "kept")
+    found = {
+        arm: (c.finetune.target, c.finetune.batchnorm, c.interpolate.batchnorm)
+        for arm in arms
+        for c in [config_of("experiment=bn_ablation", f"arm={arm}").stage]
+    }
+    assert found == {
+        "moving": ("least_critical", "train", "interpolate"),
+        "frozen": ("least_critical", "frozen", "interpolate"),
+        "only_statistics": ("none", "train", "interpolate"),
+        "kept": ("least_critical", "train", "keep"),
+    }
+    # Whatever else sets these options, the arm has the last word.
+    other = config_of("experiment=demo", "protocol=official", "arm=frozen").stage
+    assert other.finetune.batchnorm == "frozen"
 
 
 def test_without_arguments_it_is_the_paper_s_main_row():
@@ -283,8 +306,8 @@ def test_nothing_in_conf_names_code():
         assert "_target_" not in path.read_text(), path
 
 
-def test_there_are_fewer_than_forty_files_besides_the_experiments():
-    assert len([path for path in CONF.rglob("*.yaml") if path.parent.name != "experiment"]) < 40
+def test_there_are_fewer_than_forty_files_besides_the_experiments_and_their_arms():
+    assert len([path for path in FILES if path.parent.name not in ("experiment", "arm")]) < 40
 
 
 # -- the help text ------------------------------------------------------------------------------------

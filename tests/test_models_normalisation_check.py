@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_jobs import restored_process, tiny_config
 from torch import nn
 
+from rift.assembly import make_runtime, new_network
 from rift.errors import UserError
 from rift.models import check_normalisation
 from rift.models.normalisation import normalise_first
@@ -42,20 +44,20 @@ def test_weights_that_fit_are_said_to():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "mean", "std"),
+    ("threshold", "remedy"),
     [
-        (0.5, "[0.0, 0.0, 0.0]", "[1.0, 1.0, 1.0]"),  # trained on [0, 1]
-        (0.0, "[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.5]"),  # trained on [-1, 1]
+        (0.5, "model.normalise=false"),  # trained on [0, 1]
+        (0.0, "'dataset.mean=[0.5, 0.5, 0.5]' 'dataset.std=[0.5, 0.5, 0.5]'"),  # trained on [-1, 1]
     ],
 )
-def test_weights_that_expect_another_one_are_refused(threshold, mean, std):
+def test_weights_that_expect_another_one_are_refused(threshold, remedy):
     network = model(threshold)
     before = network.normalize.mean.clone(), network.normalize.std.clone()
     with pytest.raises(UserError) as error:
         check_normalisation(network, IMAGES, LABELS, "The checkpoint w.pt")
     said = str(error.value)
     assert said.startswith("The checkpoint w.pt is right on ") and "\n" not in said
-    assert f"set 'dataset.mean={mean}' 'dataset.std={std}'" in said
+    assert said.endswith(f"set {remedy}.")
     assert torch.equal(network.normalize.mean, before[0]) and torch.equal(network.normalize.std, before[1])
 
 
@@ -64,3 +66,13 @@ def test_a_small_difference_is_no_reason_to_refuse():
     wrong = int(FAR_BETTER * 200) - 1  # images between the two thresholds
     threshold = (0.5 + 0.2 * wrong / 199 - 0.45) / 0.25
     assert "right on" in check_normalisation(model(threshold), IMAGES, LABELS, "w")
+
+
+def test_a_network_can_leave_images_as_they_are():
+    config = tiny_config("model.normalise=false")
+    network = new_network(config, make_runtime(config), (1, 8, 8), 10)
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(network.normalize(images), images)
+    with restored_process():
+        usual = new_network(tiny_config(), make_runtime(config), (1, 8, 8), 10)
+    assert not torch.equal(usual.normalize(images), images)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import rift
 from rift.config import to_config
-from rift.main import CONF, _quoted, main
+from rift.main import CONF, main, quoted
 from rift.models import build_model
 from rift.runtime import Runtime, seed_everything
 from rift.stages import Session
@@ -62,7 +62,7 @@ def composed(*overrides: str, hydra: bool = False):
 def _composed(overrides: tuple[str, ...], hydra: bool):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [_quoted(text) for text in overrides], return_hydra_config=hydra)
+        return compose("config", [quoted(text) for text in overrides], return_hydra_config=hydra)
 
 
 def config_of(*overrides: str):

@@ -46,10 +46,11 @@ def check_normalisation(model: nn.Module, images: Tensor, labels: Tensor, source
     on = f"of {len(images)} training images"
     if accuracies[best] > found + FAR_BETTER:
         mean, std = {**others, **_COLOUR}[best]
+        remedy = f"'dataset.mean={list(mean)}' 'dataset.std={list(std)}'"
         raise UserError(
             f"{source} is right on {found:.0%} {on} under the data set's normalisation and on "
-            f"{accuracies[best]:.0%} under another ({best}): set 'dataset.mean={list(mean)}' "
-            f"'dataset.std={list(std)}'."
+            f"{accuracies[best]:.0%} under another ({best}): set "
+            f"{'model.normalise=false' if best == 'none' else remedy}."
         )
     mean, std = ([round(value, 4) for value in values] for values in own)
     return (

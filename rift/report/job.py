@@ -62,13 +62,17 @@ def job_frame(summary: dict[str, Any]) -> pd.DataFrame:
             None,
         ),
     ]
+    images = (summary.get("at") or {}).get("auto_attack_images")
     for metric, name, paper in (
+        ("auto_attack_accuracy", f"AutoAttack ({images} images)", None),
+        ("auto_attack_quick_accuracy", f"AutoAttack, screen of two attacks ({images} images)", None),
         ("ood_accuracy", "OOD (published images)", "ood"),
         ("ood_accuracy_generated", "OOD (generated images)", None),  # never beside the paper's
         ("cifar10_1_accuracy", "CIFAR-10.1", None),
     ):
         if metric in (summary.get("at") or {}):
-            rows.append(_row(summary, name, "ood" if "ood" in metric else None, metric, None, paper))
+            key = next((key for key in ("ood", "auto_attack") if key in metric), None)
+            rows.append(_row(summary, name, key, metric, None, paper))
     frame = pd.DataFrame(rows)
     if not paper_row(summary):
         frame = frame[[c for c in frame if not c.startswith("paper")]]
@@ -272,7 +276,7 @@ def _row(
 ) -> dict[str, str]:
     at, rift = summary.get("at") or {}, summary.get("rift") or {}
     # The versions of a corrupted image are not independent, and CIFAR-10.1 is another set.
-    images = None if key in ("ood", None) else at.get("num_images")
+    images = None if key in ("ood", "auto_attack", None) else at.get("num_images")
     cells = {
         "accuracy (%)": name,
         "AT": _accuracy(at.get(metric), images),

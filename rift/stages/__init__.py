@@ -1,6 +1,7 @@
 """The paper, one file per step."""
 
 from rift.stages.adversarial_training import adversarial_training
+from rift.stages.auto_attack_evaluation import auto_attack_evaluation
 from rift.stages.corruption_evaluation import corruption_evaluation
 from rift.stages.evaluation import evaluation
 from rift.stages.fine_tuning import choose_modules, fine_tuning
@@ -12,6 +13,7 @@ from rift.stages.session import Session
 __all__ = [
     "Session",
     "adversarial_training",
+    "auto_attack_evaluation",
     "best_alpha",
     "choose_modules",
     "corruption_evaluation",
