@@ -10,10 +10,10 @@ from report_samples import accuracies, corruptions, summary
 
 from rift.report.cells import MISSING
 from rift.report.results import Job
+from rift.report.settings import settings_texts
 from rift.report.study import (
     jobs_frame,
     one_job_per_seed,
-    settings_texts,
     study_caption,
     study_cells,
     study_frame,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -12,6 +11,8 @@ from rift.report.cells import MISSING, mean_and_std, number
 from rift.report.job import SMOKE_MARK, attack_text, mean_text, ood_text
 from rift.report.paper import canonical_target, paper_row
 from rift.report.results import Job
+from rift.report.settings import settings_texts
+from rift.report.verdicts import against_paper, over_seeds
 
 SETTING = ["model", "dataset", "method", "protocol", "target", "attack", "ood", "settings", "smoke"]
 _METRICS = {
@@ -24,43 +25,11 @@ _METRICS = {
 # The metrics of a table, and the paper's name for them.
 _SHOWN = {"clean": "clean", "ood": "ood", "ood_generated": None, "robust": "robust"}
 _MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift", "delta")] + ["alpha"]
-# Options that a column of its own tells.
-_TOLD = {
-    "model.family", "model.name", "model.width", "model.pretrained", "dataset.name", "method.name",
-    "method.base", "method.form", "protocol.name", "smoke", "stage.finetune.target", "stage.finetune.top_k",
-    "stage.evaluate.ood", "stage.evaluate.severities",
-}  # fmt: skip
-_FOLLOWING = ("selection_attack.", "evaluation_attack.")
-
-
-def settings_texts(settings: Sequence[Hashable], options: Sequence[dict[str, Any]]) -> list[str]:
-    """For each job, the resolved options in which it differs from others of the same setting.
-
-    Args:
-        settings: what the other columns say of each job.
-        options: every option of each job by its dotted name, seed and machine left out.
-
-    Returns:
-        `stage.finetune.lr=0.01`, several in a fixed order, or nothing.
-    """
-    values: dict[Hashable, dict[str, set[str]]] = {}
-    for setting, own in zip(settings, options, strict=True):
-        for name in own.keys() - _TOLD:
-            values.setdefault(setting, {}).setdefault(name, set()).add(_shown(own[name]))
-    return [
-        " ".join(
-            f"{name}={_shown(own.get(name))}"
-            for name, found in sorted(values.get(setting, {}).items())
-            if len(found) > 1 and not _follows(name, own)
-        )
-        for setting, own in zip(settings, options, strict=True)
-    ]
-
-
-def _follows(name: str, options: dict[str, Any]) -> bool:
-    """An attack's role that has the training attack's value says nothing of its own."""
-    option = name.partition(".")[2]
-    return name.startswith(_FOLLOWING) and options.get(name) == options.get(f"attack.{option}")
+_SHORT = {
+    "no difference seen": "none",
+    "too few seeds": "n < 3",
+    MISSING: "",
+}  # verdicts, for narrow terminals
 
 
 def _ood_setting(options: dict[str, Any]) -> str:
@@ -69,10 +38,6 @@ def _ood_setting(options: dict[str, Any]) -> str:
     if severities is None:
         return ""
     return mean_text(options["stage.evaluate.ood"], severities)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
@@ -152,7 +117,7 @@ def study_frame(jobs: pd.DataFrame) -> pd.DataFrame:
         for column in _MEASURED:
             row[f"{column}_mean"] = group[column].mean()
             row[f"{column}_std"] = group[column].std(ddof=1)
-        row |= _paper_numbers(group)
+        row |= _paper_numbers(group) | _verdicts(group)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -180,7 +145,8 @@ def study_caption(jobs: pd.DataFrame) -> str:
     means = sorted({ood_text(job.summary) for job in jobs["job"] if job.summary.get("corruptions")})
     ood = f" OOD: mean over {'; or '.join(means)}." if means else ""
     return (
-        "Accuracy in percent, mean ± standard deviation over n seeds; Δ in points. "
+        "Accuracy in percent, mean ± standard deviation over n seeds; Δ in points. Verdicts: a 95 % t "
+        "interval of Δ over three seeds or more, of one seed the paired test on its images. "
         f"Robust: {attack}.{ood}{paper}"
     )
 
@@ -202,12 +168,37 @@ def _paper_numbers(group: pd.DataFrame) -> dict[str, float | None]:
     return numbers
 
 
+def _verdicts(group: pd.DataFrame) -> dict[str, str | None]:
+    """Of each metric: RiFT against AT, and each of the two, and their difference, against the paper."""
+    verdicts: dict[str, str | None] = {}
+    reported = _paper_numbers(group)
+    for metric, in_paper in _SHOWN.items():
+        verdicts[f"{metric}_verdict"] = _difference_seen(group, metric)
+        for part in ("at", "rift", "delta") if in_paper else ():
+            paper, values = reported[f"paper_{in_paper}_{part}"], group[f"{metric}_{part}"].dropna()
+            known = paper is not None and len(values) > 0
+            verdicts[f"{metric}_{part}_vs_paper"] = against_paper(list(values), paper) if known else None
+    return verdicts
+
+
+def _difference_seen(group: pd.DataFrame, metric: str) -> str | None:
+    """The rule of `rift.report.verdicts`; one seed is judged by its test images."""
+    deltas = group[f"{metric}_delta"].dropna()
+    if len(deltas) != 1:
+        return over_seeds(list(deltas)) if len(deltas) else None
+    (index,) = deltas.index
+    intervals = group["job"][index].summary.get("intervals") or {}
+    interval = intervals.get("ood" if metric == "ood_generated" else metric)
+    return interval["verdict"] if interval else None
+
+
 def _cells(group: pd.DataFrame) -> dict[str, str]:
     """Every formatted number of a row, by the names of `study_frame`."""
     cells = {
         name: mean_and_std(group[name], expected=len(group), signed=name.endswith("delta"))
         for name in _MEASURED
     }
+    cells |= {name: verdict or MISSING for name, verdict in _verdicts(group).items()}
     return cells | {
         name: number(value, signed=name.endswith("delta")) for name, value in _paper_numbers(group).items()
     }
@@ -227,6 +218,13 @@ def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
         for metric in _SHOWN if not prefix else filter(None, _SHOWN.values()):
             for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
                 row[f"{head}{metric_text(metric)} {shown}"] = cells[f"{prefix}{metric}_{part}"]
+            if not prefix:
+                row[f"{metric_text(metric)} verdict"] = cells[f"{metric}_verdict"]
+            else:
+                parts = [cells[f"{metric}_{part}_vs_paper"] for part in ("at", "rift", "delta")]
+                row[f"{metric_text(metric)} vs paper"] = (
+                    MISSING if set(parts) == {MISSING} else ", ".join(parts)
+                )
     return row
 
 
@@ -256,6 +254,8 @@ def _stacked(setting: dict[str, Any], group: pd.DataFrame, named: list[str]) -> 
     }
     for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
         row[shown] = "\n".join(cells[f"{prefix}{metric}_{part}"] for prefix, metric in metrics)
+    seen = [MISSING if prefix else cells[f"{metric}_verdict"] for prefix, metric in metrics]
+    row["seen"] = "\n".join(_SHORT.get(verdict, verdict) for verdict in seen)
     return row
 
 
@@ -264,7 +264,11 @@ def _without_empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
     empty = [
         name
         for name in frame.columns
-        if (name.startswith(("paper", "OOD")) or name in ("settings", "target", "protocol", "ood"))
+        if (
+            name.startswith(("paper", "OOD"))
+            or name.endswith(("verdict", "vs paper"))
+            or name in ("settings", "target", "protocol", "ood")
+        )
         and (frame[name] == MISSING).all()
     ]
     return frame.drop(columns=empty)
