@@ -14,9 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from rift.report.cells import number
-from rift.report.job import attack_text, job_title
+from rift.report.job import job_title
 from rift.report.labels import Label, place_labels
 from rift.report.paper import paper_scan
+from rift.report.texts import attack_text
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, and grey for the rest.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#A9B2BC"

@@ -12,6 +12,7 @@ from rich.text import Text
 from rift.report.cells import MISSING, binomial_error, number, p_value, paired_error
 from rift.report.paper import paper_row
 from rift.report.tables import rich_table
+from rift.report.texts import attack_text, corruption_text, leak_text, ood_text, seconds_text, training_text
 
 SMOKE_MARK = "smoke run: not a result"
 INTERVAL = "Δ, 95 % interval"
@@ -21,14 +22,6 @@ _WIDE = 150  # columns that the table needs without line breaks in its cells
 def job_title(summary: dict[str, Any]) -> str:
     """The run's name, with a mark if it was only a smoke run."""
     return f"{summary['name']} ({SMOKE_MARK})" if summary.get("smoke") else summary["name"]
-
-
-def attack_text(summary: dict[str, Any]) -> str:
-    """`pgd10, linf, 8/255, step 2/255`, as far as the summary says."""
-    attack = summary.get("attack") or {}
-    parts = [attack.get("name"), attack.get("norm"), attack.get("epsilon")]
-    parts += [f"step {attack['step_size']}"] if attack.get("step_size") is not None else []
-    return ", ".join(str(part) for part in parts if part is not None) or MISSING
 
 
 def job_frame(summary: dict[str, Any]) -> pd.DataFrame:
@@ -79,17 +72,6 @@ def job_frame(summary: dict[str, Any]) -> pd.DataFrame:
     return frame if summary.get("intervals") else frame.drop(columns=[INTERVAL])
 
 
-def ood_text(summary: dict[str, Any]) -> str:
-    """What the OOD accuracy is the mean of: `paper15, severities 1, 2, 3`."""
-    about = summary["corruptions"]
-    return mean_text(about["ood"], about["severities"])
-
-
-def mean_text(corruptions: str, severities: list[int]) -> str:
-    """A mean over corruptions and severities in words."""
-    return f"{corruptions}, severities {', '.join(map(str, sorted(severities)))}"
-
-
 def job_explanations(summary: dict[str, Any]) -> list[str]:
     """How to read the table: what α* is, the attack, the interval, where the paper's numbers come from."""
     lines = [f"Attack: {attack_text(summary)}."]
@@ -135,30 +117,9 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def leak_text(summary: dict[str, Any]) -> str:
-    """How far fine-tuning moved what it should not, and whether α = 0 is θ_AT."""
-    leak, exact = summary["leak"], summary.get("starts_at_theta_at")
-    text = f"Outside of that ‖Δθ‖ = {leak['parameters']:.3g} over {leak['num_parameters']} parameters"
-    text += f", {leak['statistics']:.3g} over BatchNorm's running statistics"
-    starts = {None: "", True: "; α = 0 is θ_AT bit for bit", False: "; α = 0 is NOT θ_AT: a fault"}[exact]
-    return f"{text}{starts}."
-
-
 def is_evaluated(summary: dict[str, Any]) -> bool:
     """Whether the summary has final numbers."""
     return bool(summary.get("at") or summary.get("rift"))
-
-
-def training_text(summary: dict[str, Any]) -> str | None:
-    """How good θ_AT looked when its epoch was chosen; None if the summary does not say."""
-    training = summary.get("training") or {}
-    best = training.get("best") or {}
-    if "robust_accuracy" not in best:
-        return None
-    epoch = f"epoch {best['epoch']} of {training['epochs']}" if training.get("epochs") else "as given"
-    clean, robust = (number(100 * best[f"{kind}_accuracy"]) for kind in ("clean", "robust"))
-    how = f"{training['attack']}, one run, {training['selection_split']} split"
-    return f"θ_AT ({epoch}): clean {clean} %, robust {robust} % ({how})."
 
 
 def ranking_frame(summary: dict[str, Any]) -> pd.DataFrame:
@@ -219,15 +180,6 @@ def _with_intervals_below(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{"Δ (points)": both}).drop(columns=INTERVAL)
 
 
-def seconds_text(summary: dict[str, Any]) -> str | None:
-    """`Seconds: at 312.4, mrc 45.1`; reused results tell what they once took."""
-    seconds = {
-        name: value for name, value in (summary.get("wall_seconds") or {}).items() if value is not None
-    }
-    listing = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return f"Seconds: {listing}." if listing else None
-
-
 def _print_notes(console: Console, summary: dict[str, Any]) -> None:
     if seconds := seconds_text(summary):
         _print_indented(console, seconds, style="dim")
@@ -242,19 +194,6 @@ def _print_notes(console: Console, summary: dict[str, Any]) -> None:
 
 def _print_indented(console: Console, line: str, style: str = "") -> None:
     console.print(Padding(Text(line, style=style), (0, 0, 0, 2), expand=False))
-
-
-def corruption_text(summary: dict[str, Any]) -> str:
-    """What the images are, in a sentence: whose, and how many."""
-    about = summary["corruptions"]
-    images = about["images"]
-    if about["kind"] == "generated":
-        source = f"Generated here, CIFAR-10-C style, with the constants of the {images['constants']} script"
-        source += "; not the published images, so not to be compared with published numbers"
-    else:
-        source = f"The published {images['set']}"
-    clean = "" if about["paired"] else "; other crops than the clean test images"
-    return f"{source}{clean}. {about['num_images']} images in each version."
 
 
 def interval_text(interval: dict[str, Any] | None) -> str:

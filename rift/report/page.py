@@ -10,18 +10,10 @@ import pandas as pd
 from rift.report.cells import MISSING, number
 from rift.report.corruptions import corruption_figure, corruption_frame, means_frame
 from rift.report.figures import alpha_figure, mrc_figure, save_figure
-from rift.report.job import (
-    SMOKE_MARK,
-    corruption_text,
-    is_evaluated,
-    job_explanations,
-    job_frame,
-    job_title,
-    seconds_text,
-    training_text,
-)
+from rift.report.job import SMOKE_MARK, is_evaluated, job_explanations, job_frame, job_title
 from rift.report.results import SUMMARY_FILE, read_summary
 from rift.report.tables import markdown_table
+from rift.report.texts import corruption_text, seconds_text, training_text
 
 
 def job_report(job_folder: Path) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from rift.report.cells import MISSING, mean_and_std, number
-from rift.report.job import SMOKE_MARK, attack_text, mean_text, ood_text
+from rift.report.job import SMOKE_MARK
 from rift.report.paper import canonical_target, paper_row
 from rift.report.results import Job
 from rift.report.settings import settings_texts
+from rift.report.texts import attack_text, mean_text, ood_text
 from rift.report.verdicts import against_paper, over_seeds
 
 SETTING = ["model", "dataset", "method", "protocol", "target", "attack", "ood", "settings", "smoke"]
