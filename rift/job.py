@@ -19,7 +19,7 @@ from rift.assembly import make_runtime, make_session
 from rift.checkpoint import save_json
 from rift.config import Config
 from rift.pipeline import Pipeline
-from rift.protocol import departures, selection_notes
+from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
 from rift.runtime import Runtime, computes_bfloat16
 from rift.stage_options import STAGES
@@ -131,7 +131,7 @@ def _announce(config: Config, folder: Path, pipeline: Pipeline) -> None:
         log.warning("smoke=true: a few images and epochs only; the numbers are no results")
     for note in selection_notes(config):
         log.info("protocol=%s: %s", config.protocol.name, note)
-    for note in departures(config):
+    for note in [*departures(config), *method_notes(config)]:
         log.warning("%s", note)
     if slow := slow_bfloat16(config, pipeline.session.runtime.device):
         log.warning("%s", slow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -18,6 +19,8 @@ from rift.errors import JobFailed, UserError
 from rift.explain import EXPECTED, INTERRUPTED, MISTAKE, SOME_FAILED, explain
 from rift.progress import set_up_logging
 
+log = logging.getLogger(__name__)
+
 _GROUPS = "|".join(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
 
 
@@ -26,6 +29,8 @@ def _task(composed: DictConfig) -> float | None:
     surroundings = HydraConfig.get()
     if sweep.place() is None:
         set_up_logging()
+        if surroundings.sweeper.params:
+            log.warning("this experiment is a sweep, and this is one run of it: add -m for all of them")
         try:
             return _run(composed)
         except EXPECTED as error:

@@ -230,7 +230,7 @@ class Pipeline:
         def measure(folder: StageFolder) -> dict[str, Any]:
             return measurement.body(folder, self._weights(section), earlier)
 
-        identity = {"weights": self._key(section), **measurement.identity}
+        identity = {"weights": self._measured_key(section), **measurement.identity}
         if measurement.after is not None:
             identity["after"] = None if earlier is None else earlier.key
         self.runner.obtain(f"{measurement.section}_{which}", identity, measure)
@@ -256,6 +256,15 @@ class Pipeline:
         """Which of a stage's weights the next one takes."""
         stage = self.config.stage
         return {"at": stage.at.select, "finetune": stage.finetune.select, "interpolate": "weights"}[section]
+
+    def _measured_key(self, section: str) -> str:
+        """Stands for the weights that are measured: at α* = 0 they are θ_AT, which is not attacked twice."""
+        folder = self.folders[section]
+        if section == "interpolate" and folder.finished:
+            result = folder.result()
+            if result["alpha"] == 0.0 and result["starts_at_theta_at"]:
+                return self._key("at")
+        return self._key(section)
 
     def _key(self, section: str) -> str:
         """Stands for the weights that a stage hands on."""

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from rift.config import CONF, Config
 from rift.method_options import resolved
-from rift.stage_options import BY_CRITICALITY
+from rift.stage_options import BY_CHANCE, BY_CRITICALITY
 
 # What the paper says (Sec. 3.3, 5.1), option by option. Where it says nothing, the published code's value.
 _ATTACK = {
@@ -102,7 +102,20 @@ def differences(config: Config) -> list[str]:
     The two attacks that only follow the training attack are not listed again.
     """
     found = dict([*_differences(asdict(config), PAPER, ""), *_method_differences(config)])
+    if config.stage.finetune.target in BY_CHANCE:
+        found["stage.finetune.target_seed"] = f"{config.stage.finetune.target_seed} (draws the modules)"
     return [f"{option} = {text}" for option, text in found.items() if not _only_follows(option, text, found)]
+
+
+def method_notes(config: Config) -> list[str]:
+    """What a method's options come to in a run as short as this one."""
+    options, at = resolved(config.method, config.model.family), config.stage.at
+    warmup = options.get("warmup", 0)
+    if "at" not in config.stage.run or not warmup or not at.epochs:
+        return []
+    if warmup >= at.epochs:
+        return [f"method.warmup={warmup} outlasts the {at.epochs} epochs: no weight was ever perturbed"]
+    return [f"weights are perturbed from epoch {warmup + 1} of {at.epochs} on"]
 
 
 def _method_differences(config: Config) -> list[tuple[str, str]]:

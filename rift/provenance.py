@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "safetensors")
+OPTIONAL = ("pyautoattack",)
 
 
 def _git(*arguments: str) -> str | None:
@@ -36,7 +39,16 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
+    for package in OPTIONAL:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     return found
+
+
+def command_line() -> str:
+    """`python -m rift …` as it was typed: the quotes that make a choice a word for Hydra are ours."""
+    typed = [re.sub(r'^([\w@/]+=)"(\w+)"$', r"\1\2", argument) for argument in sys.argv[1:]]
+    return shlex.join([Path(sys.executable).name, "-m", "rift", *typed])
 
 
 def provenance() -> dict[str, object]:
@@ -45,7 +57,7 @@ def provenance() -> dict[str, object]:
     ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     status = _git("status", "--porcelain", "--untracked-files=no") if ours else None
     return {
-        "command": shlex.join([Path(sys.executable).name, "-m", "rift", *sys.argv[1:]]),
+        "command": command_line(),
         "commit": _git("rev-parse", "HEAD") if ours else None,
         "dirty": bool(status) if status is not None else None,
         "versions": versions(),

@@ -150,5 +150,5 @@ class Runner:
 
 def _label(row: Mapping[str, Any], axis: str, naming: bool = False) -> str:
     """What a row is about: a module or a corruption by its name, else where it is on its axis."""
-    name = next((name for name in ("module", "corruption") if name in row), axis)
+    name = next((name for name in ("module", "corruption", "attack") if name in row), axis)
     return f"{name} {row[name]}" if naming else str(row[name])

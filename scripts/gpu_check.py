@@ -70,6 +70,7 @@ def main() -> int:
             chosen = "".join(f"{option}={value}\n" for option, value in check.options.items())
             arguments.options.parent.mkdir(parents=True, exist_ok=True)
             arguments.options.write_text(chosen, encoding="utf-8")
+        print("fastest: " + " ".join(chosen.split()), file=sys.stderr)
         say("end", {"options": check.options, "fallbacks": check.runtime.fallbacks})
     return 0
 

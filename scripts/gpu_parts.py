@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import shlex
 import subprocess
 import sys
 import time
@@ -75,7 +76,8 @@ def versions(check: Check) -> Lines:
     for module in pkgutil.walk_packages(rift.__path__, "rift."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    yield {"python": sys.version.split()[0], **provenance(), **check.runtime.describe()}
+    command = shlex.join(["python", *sys.argv])
+    yield {"python": sys.version.split()[0], **provenance(), "command": command, **check.runtime.describe()}
     if check.device.type == "cuda":
         yield {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
@@ -143,7 +145,7 @@ def at_steps(check: Check) -> Lines:
     # Compilation is repeated in each stage: it must be worth that.
     best = min(measured, key=lambda line: line["ms"] * (1.05 if line["way"].endswith("compile") else 1.0))
     check.options |= {
-        "runtime.cuda_graphs": str(best["way"] != "eager").lower(),
+        "runtime.cuda_graphs": str(best["way"].startswith("graph")).lower(),
         "runtime.compile": str(best["way"].endswith("compile")).lower(),
         "runtime.benchmark_limit": str(best["benchmark_limit"]),
     }
@@ -157,6 +159,8 @@ def at_steps_of(check: Check, limit: int) -> Lines:
         "graph": {"cuda_graphs": True, "compile": False},
         "graph+compile": {"cuda_graphs": True, "compile": True},
     }
+    if check.device.type != "cuda":  # where there are no graphs, nothing may pass for one
+        ways = {"eager": ways["eager"], "eager+compile": {"cuda_graphs": False, "compile": True}}
     set_global_switches(tf32=False, deterministic=False, threads=None, benchmark_limit=limit)
     for way, options in ways.items():
         runtime = replace(check.runtime, **options)

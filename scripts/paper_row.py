@@ -85,7 +85,8 @@ class TimeUp(BaseException):
 
 
 def run(overrides: list[str]) -> dict[str, Any]:
-    """One job in this process, as `python -m rift OVERRIDES` would do it."""
+    """One job in this process, as `python -m rift OVERRIDES` would do it, which is what its results say."""
+    sys.argv[1:] = overrides
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = to_config(compose("config", [quoted(text) for text in overrides]))
     return run_job(config, dict(text.split("=", 1) for text in overrides))

@@ -7,15 +7,20 @@ import sys
 import pytest
 import torch
 from test_stages_at import options_of, train
-from tiny_jobs import Killed, stage_folder, tiny_session
+from tiny_jobs import Killed, restored_process, stage_folder, tiny_config, tiny_session
 
+import rift.measurements
+from rift.assembly import make_runtime, make_session
 from rift.attacks import Attack
 from rift.attacks.auto_attack import State, auto_attack, require_library
 from rift.data import load_dataset
 from rift.errors import UserError
+from rift.pipeline import Pipeline
 from rift.randomness import derive_seed
 from rift.stages import auto_attack_evaluation
-from rift.store import StageFolder
+from rift.store import StageFolder, Store
+from rift.summary import alarms
+from rift.tracking import Tracker
 
 library = pytest.importorskip("pyautoattack", reason="waits for pip install 'rift[autoattack]'")
 ATTACK = Attack("linf", epsilon=0.1, step_size=0.03, steps=5)
@@ -62,6 +67,7 @@ def test_the_verdicts_are_the_librarys(session, theta, undisturbed):
     right = directly(session, theta, test.images.float() / 255, test.labels, ("apgd-ce", "apgd-t"))
     assert torch.equal(folder.load("verdicts")["robust"].bool(), right)
     assert 0 < result["robust_accuracy"] < result["clean_accuracy"]
+    assert [(row["run"], row["attack"]) for row in folder.rows()] == [(1, "apgd-ce"), (2, "apgd-t")]
     assert result["robust_accuracy"] == right.double().mean().item() == result["after"]["apgd-t"]
     assert result["after"]["apgd-ce"] >= result["after"]["apgd-t"]
 
@@ -131,3 +137,47 @@ def test_without_the_library_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(UserError, match=r"pip install 'rift\[autoattack\]'"):
         require_library()
+
+
+def test_at_alpha_zero_nothing_is_attacked_twice(tmp_path, monkeypatch):
+    """θ* is θ_AT then, bit for bit: the one measurement serves both."""
+    calls = []
+    real = rift.measurements.auto_attack_evaluation
+
+    def counted(*arguments):
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(rift.measurements, "auto_attack_evaluation", counted)
+    options = ["stage.evaluate.measure=[pgd,auto_attack]", "stage.evaluate.auto_attack=quick"]
+    options += [
+        "stage.evaluate.auto_attack_images=10",
+        "stage.interpolate.points=2",
+        "stage.finetune.lr=1e-9",
+    ]
+    with restored_process():
+        config = tiny_config(*options, output=tmp_path)
+        session = make_session(config, make_runtime(config))
+        folders = Pipeline(config, session, Store(tmp_path / "store")).run(Tracker())
+    assert folders["interpolate"].result()["alpha"] == 0.0
+    for section in ("evaluate", "auto_attack"):
+        assert folders[f"{section}_at"].key == folders[f"{section}_rift"].key
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    ("clean", "pgd", "auto", "words"),
+    [
+        (0.8, 0.5, 0.45, []),
+        (0.8, 0.5, 0.35, ["AT: AutoAttack is 15.0 points under PGD"]),
+        (0.8, 0.79, 0.78, ["AT: robust accuracy is 99% of clean"]),
+        (0.0, 0.0, 0.0, []),
+    ],
+)
+def test_what_makes_a_robust_accuracy_doubtful_is_said(clean, pgd, auto, words):
+    results = {
+        "evaluate_at": {"clean_accuracy": clean, "robust_accuracy": pgd},
+        "auto_attack_at": {"pgd_accuracy": pgd, "robust_accuracy": auto},
+    }
+    found = alarms(results)
+    assert len(found) == len(words) and all(map(str.startswith, found, words))

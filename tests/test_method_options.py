@@ -13,7 +13,7 @@ from rift.method_options import OPTIONS, MethodConfig, resolved
 from rift.methods import METHODS
 from rift.methods.awp import awp
 from rift.pipeline import job_name
-from rift.protocol import differences
+from rift.protocol import differences, method_notes
 
 
 def test_the_options_are_those_that_the_methods_take():
@@ -114,6 +114,22 @@ def test_what_cannot_be_is_one_sentence(typed, words):
 
 def test_a_normal_start_needs_no_random_start():
     assert config_of("method=trades", "attack.random_start=false")
+
+
+def test_a_warmup_that_outlasts_the_run_is_said():
+    """Published for hundreds of epochs, nine without perturbation may be all there are."""
+    trades = ["method=awp", "method.base=trades"]
+    assert method_notes(config_of(*trades, "stage.at.epochs=5")) == [
+        "method.warmup=9 outlasts the 5 epochs: no weight was ever perturbed"
+    ]
+    assert method_notes(config_of(*trades)) == ["weights are perturbed from epoch 10 of 110 on"]
+    assert method_notes(config_of("method=awp")) == method_notes(config_of("method=trades")) == []
+
+
+def test_the_seed_of_a_module_by_chance_is_said():
+    by_chance = config_of("stage.finetune.target=random", "stage.finetune.target_seed=3")
+    assert "stage.finetune.target_seed = 3 (draws the modules)" in differences(by_chance)
+    assert not [line for line in differences(config_of()) if "target_seed" in line]
 
 
 @pytest.mark.parametrize(

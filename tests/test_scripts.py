@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -146,12 +147,20 @@ def paper_row(*arguments):
     return run(ROOT / "scripts/paper_row.sh", *arguments, env=environment)
 
 
-def test_the_paper_row_refuses_what_it_cannot_use(tmp_path):
+def test_the_paper_row_refuses_what_it_cannot_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = import_module("paper_row")
     for arguments, sentence in [
         ([], "--data and --results are needed"),
         (["--data", tmp_path, "--results", tmp_path / "r"], "no cifar-10-batches-py in"),
         (["--data", tmp_path, "--results", tmp_path / "r", "at"], "no cifar-10-batches-py in"),
+        (["--data", tmp_path / "d", "--results", tmp_path / "r", "at"], "'at' is no option=value"),
+        (["--data", tmp_path / "d", "--results", tmp_path / "r", "--options", "x"], "there is no file x"),
     ]:
-        done = paper_row(*arguments)
-        assert done.returncode == 2
-        assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+        (tmp_path / "d" / "cifar-10-batches-py").mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(sys, "argv", ["paper_row.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            script.parse()
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert sentence in said and len(said.splitlines()) == 1

@@ -76,6 +76,8 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
     """How to read the table: what α* is, the attack, the interval, where the paper's numbers come from."""
     lines = [f"Attack: {attack_text(summary)}."]
     modules, alpha = summary.get("target_modules") or [], summary.get("alpha")
+    if summary.get("target_modules") == []:
+        lines.append(f"Fine-tuned: no module ({summary.get('target')}).")
     if modules:
         shown = ", ".join(modules[:5]) + (f" and {len(modules) - 5} more" if len(modules) > 5 else "")
         lines.append(f"Fine-tuned: {shown} ({summary.get('target') or 'by name'}).")

@@ -62,9 +62,10 @@ def job_markdown(summary: dict[str, Any], figures: list[Path]) -> str:
     parts += [f"![{figure.stem}]({figure.as_posix()})" for figure in figures]
     if summary.get("sweep"):
         parts += ["## Along α", markdown_table(_sweep_frame(summary), text_columns=0)]
-        parts += [
-            "Attacked from other random starts than the final numbers, which so have none of α*'s luck."
-        ]
+        if (summary.get("attack") or {}).get("random_start", True):
+            parts += [
+                "Attacked from other random starts than the final numbers, which so have none of α*'s luck."
+            ]
     if summary.get("mrc"):
         parts += ["## Scan, in network order", markdown_table(_scan_frame(summary))]
     if summary.get("corruptions"):

@@ -20,11 +20,21 @@ _METRICS = {
     "clean": "clean_accuracy",
     "robust": "robust_accuracy",
     "robust_per_image": "robust_accuracy_per_image",
+    "auto_attack": "auto_attack_accuracy",
+    "auto_attack_quick": "auto_attack_quick_accuracy",
     "ood": "ood_accuracy",  # of the published images
     "ood_generated": "ood_accuracy_generated",  # of our own: another column, and never beside the paper's
 }
 # The metrics of a table, and the paper's name for them.
-_SHOWN = {"clean": "clean", "ood": "ood", "ood_generated": None, "robust": "robust"}
+_SHOWN = {
+    "clean": "clean",
+    "ood": "ood",
+    "ood_generated": None,
+    "robust": "robust",
+    "auto_attack": None,
+    "auto_attack_quick": None,
+}
+_INTERVAL_OF = {"ood_generated": "ood", "auto_attack_quick": "auto_attack"}
 _MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift", "delta")] + ["alpha"]
 _SHORT = {
     "no difference seen": "none",
@@ -189,7 +199,7 @@ def _difference_seen(group: pd.DataFrame, metric: str) -> str | None:
         return over_seeds(list(deltas)) if len(deltas) else None
     (index,) = deltas.index
     intervals = group["job"][index].summary.get("intervals") or {}
-    interval = intervals.get("ood" if metric == "ood_generated" else metric)
+    interval = intervals.get(_INTERVAL_OF.get(metric, metric))
     return interval["verdict"] if interval else None
 
 
@@ -231,7 +241,13 @@ def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
 
 def metric_text(metric: str) -> str:
     """How a table calls a metric."""
-    return {"ood": "OOD", "ood_generated": "OOD generated"}.get(metric, metric)
+    names = {
+        "ood": "OOD",
+        "ood_generated": "OOD generated",
+        "auto_attack": "AutoAttack",
+        "auto_attack_quick": "AutoAttack screen",
+    }
+    return names.get(metric, metric)
 
 
 def _stacked(setting: dict[str, Any], group: pd.DataFrame, named: list[str]) -> dict[str, str]:
@@ -266,7 +282,7 @@ def _without_empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
         name
         for name in frame.columns
         if (
-            name.startswith(("paper", "OOD"))
+            name.startswith(("paper", "OOD", "AutoAttack"))
             or name.endswith(("verdict", "vs paper"))
             or name in ("settings", "target", "protocol", "ood")
         )

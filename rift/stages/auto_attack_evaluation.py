@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,27 +68,26 @@ def auto_attack_evaluation(
             version=version,
             seed=derive_seed("auto_attack", session.seed) % 2**31,
             batch_size=runtime.batch_size,
-            save=lambda state: _save(folder, state),
+            save=lambda state: _save(folder, attacks, state),
         )
-        for _ in steps:
-            meter.advance(runtime.batch_size)
-    accuracies = {}
-    for index, name in enumerate(attacks):
-        left = after_pgd & ~((state.fooled_by > 0) & (state.fooled_by <= index + 1))
-        accuracies[name] = left.double().mean().item()
-        folder.add_row({"run": index + 1, "robust_accuracy": accuracies[name]})
+        for _, attacked in steps:
+            meter.advance(attacked)
+    after = {row["attack"]: row["robust_accuracy"] for row in folder.rows()}
     folder.save("verdicts", {"robust": state.robust.to(torch.uint8), "fooled_by": state.fooled_by})
     return {
         "version": version,
         "num_images": count,
         "clean_accuracy": clean.double().mean().item(),
         "pgd_accuracy": None if survivors is None else after_pgd.double().mean().item(),
-        "after": accuracies,
+        "after": after,
         "robust_accuracy": state.robust.double().mean().item(),
     }
 
 
-def _save(folder: StageFolder, state: State) -> None:
+def _save(folder: StageFolder, attacks: Sequence[str], state: State) -> None:
+    if state.targets is None:  # an attack has ended
+        name, accuracy = attacks[state.attack - 1], state.robust.double().mean().item()
+        folder.add_row({"run": state.attack, "attack": name, "robust_accuracy": accuracy})
     tensors = {"robust": state.robust.to(torch.uint8), "fooled_by": state.fooled_by}
     if state.targets is not None:
         tensors["targets"] = state.targets
