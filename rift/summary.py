@@ -119,7 +119,7 @@ def measured_accuracies(
     return found
 
 
-MASKED = 0.1  # share of the images by which AutoAttack may be under PGD; 3 to 7 points are usual
+MASKED = 0.1  # share of the images by which AutoAttack may be under PGD; a few points are usual
 UNTOUCHED = 0.98  # share of the clean accuracy above which an attack seems to do nothing
 
 
