@@ -21,7 +21,12 @@ from rift.stages import Session, adversarial_training, mrc_scan
 from rift.stages.adversarial_training import crafter
 from rift.store import StageFolder
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA device")
+    ),
+]
 ATTACK = Attack("linf", epsilon=0.15, step_size=0.06, steps=4)
 AUGMENTATION = {"padding": 1, "padding_mode": "zeros", "flip": True}
 
