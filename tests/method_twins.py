@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from textbook import update
 from torch import Tensor, nn
 
 Model = Callable[[Tensor], Tensor]
@@ -132,12 +133,7 @@ def trades_step(
     with torch.no_grad():
         clean = model(x)
     adversarial = craft(model, x, start, lambda logits: kl(clean, logits).sum(), epsilon, step_size, steps)
-    model.train()
-    optimizer.zero_grad()
-    loss = trades_loss(model, x, adversarial, y, beta=6.0)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+    return update(model, optimizer, lambda net: trades_loss(net, x, adversarial, y, beta=6.0))
 
 
 def awp_at_step(
@@ -169,12 +165,7 @@ def n_fgsm_step(
     """One update of N-FGSM, crafted in eval mode; size and number of steps are its own."""
     model.eval()
     adversarial = craft(model, x, start, lambda z: F.cross_entropy(z, y), epsilon, epsilon, 1, project=False)
-    model.train()
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(adversarial), y)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+    return update(model, optimizer, lambda net: F.cross_entropy(net(adversarial), y))
 
 
 def awp_step(
@@ -198,11 +189,8 @@ def awp_step(
     with torch.no_grad():
         for name, move in moves.items():
             named[name] += move
-    optimizer.zero_grad()
-    loss = loss_of(model)
-    loss.backward()
-    optimizer.step()
+    loss = update(model, optimizer, loss_of)
     with torch.no_grad():
         for name, move in moves.items():
             named[name] -= move
-    return loss.item()
+    return loss

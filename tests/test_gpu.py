@@ -10,14 +10,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_jobs import Killed, same_bits, stage_folder, tiny_config
+from tiny_jobs import Killed, same_bits, stage_folder, tiny_config, tiny_session
 
 from rift.attacks import Attack, random_start
 from rift.data import load_dataset
 from rift.methods import make_method
-from rift.models import build_model
-from rift.runtime import CraftingNetwork, Runtime, seed_everything
-from rift.stages import Session, adversarial_training, mrc_scan
+from rift.runtime import CraftingNetwork
+from rift.stages import adversarial_training, mrc_scan
 from rift.stages.adversarial_training import crafter
 from rift.store import StageFolder
 
@@ -41,24 +40,9 @@ def device(request):
     return torch.device(request.param)
 
 
-def make_session(digits, device, **runtime) -> Session:
+def make_session(digits, device, **runtime):
     """Strict: a fallback is an error."""
-    machine = Runtime(device, **{"batch_size": 64, "cache_mib": 64, "strict": True, **runtime})
-
-    def new_network():
-        seed_everything("initial weights", 0)
-        network = build_model(
-            "resnet_small",
-            num_classes=10,
-            in_channels=1,
-            image_size=8,
-            mean=digits.mean,
-            std=digits.std,
-            width=16,
-        )
-        return machine.place(network)
-
-    return Session(digits.to(device), machine, 0, new_network)
+    return tiny_session(digits, width=16, device=device, strict=True, **runtime)
 
 
 def train(session, folder, *overrides, method="pgd_at", options=None, attack=ATTACK):

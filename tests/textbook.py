@@ -5,7 +5,7 @@ Each fast path of `rift` must equal its twin here (tests), and is timed against 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -76,9 +76,16 @@ def at_step(
     """One update of PGD adversarial training, crafted in eval mode."""
     model.eval()
     adversarial = pgd(model, x, y, start, epsilon, step_size, steps)
+    return update(model, optimizer, lambda net: F.cross_entropy(net(adversarial), y))
+
+
+def update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[nn.Module], Tensor]
+) -> float:
+    """One step down a loss, in train mode."""
     model.train()
     optimizer.zero_grad()
-    loss = F.cross_entropy(model(adversarial), y)
+    loss = loss_of(model)
     loss.backward()
     optimizer.step()
     return loss.item()

@@ -82,9 +82,9 @@ def tiny_config(*overrides: str, output: Path | str = "/nonexistent"):
     return to_config(OmegaConf.merge(composed(*TINY, *groups), laid_over))
 
 
-def tiny_session(dataset, *, seed: int = 0, width: int = 8, **runtime) -> Session:
-    """A session over `dataset` with a narrow network on the CPU, in float32."""
-    machine = Runtime(torch.device("cpu"), **{"batch_size": 64, "cache_mib": 64, **runtime})
+def tiny_session(dataset, *, seed: int = 0, width: int = 8, device: str = "cpu", **runtime) -> Session:
+    """A session over `dataset` with a narrow network, in float32."""
+    machine = Runtime(torch.device(device), **{"batch_size": 64, "cache_mib": 64, **runtime})
 
     def new_network():
         seed_everything("initial weights", seed)
@@ -99,7 +99,7 @@ def tiny_session(dataset, *, seed: int = 0, width: int = 8, **runtime) -> Sessio
         )
         return machine.place(network)
 
-    return Session(dataset, machine, seed, new_network)
+    return Session(dataset.to(machine.device), machine, seed, new_network)
 
 
 def stage_folder(root: Path, stage: str = "stage", **options):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rift.methods.types import Method
+from rift.runtime.modes import kept
 
 _TINY = 1e-20  # as published
 
@@ -35,7 +36,7 @@ def awp(base: Method, *, gamma: float, warmup: int) -> Method:
         if epoch < warmup:
             yield
             return
-        with _statistics_kept(network):
+        with kept(network.buffers()):
             ascend()
         with perturbed(perturbed_weights(network), gamma):
             yield
@@ -75,12 +76,3 @@ def _directions(weights: list[Tensor], gradients: list[Tensor], gamma: float) ->
     lengths = torch._foreach_mul(torch._foreach_norm(weights), gamma)
     reach = torch._foreach_add(torch._foreach_norm(gradients), _TINY)
     return torch._foreach_mul(gradients, torch._foreach_div(lengths, reach))
-
-
-@contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    saved: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    yield
-    with torch.no_grad():
-        for buffer, value in saved:
-            buffer.copy_(value)

@@ -73,9 +73,9 @@ def score(*, form: str, beta: float, clip: float, start_std: float, label_smooth
             return F.relu(error + beta * divergence - bound).mean(), logits
         return (error + beta * F.relu(divergence - bound)).mean(), logits
 
-    if form == "pgd_at":
-        return Method(error_to_labels, to_labels, attack=partial(from_near_the_image, start_std=start_std))
     attack = partial(from_near_the_image, start_std=start_std)
+    if form == "pgd_at":
+        return Method(error_to_labels, to_labels, attack=attack)
     return Method(error_to_clean, with_divergence, from_clean=True, attack=attack, passes=2)
 
 

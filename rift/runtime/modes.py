@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def batchnorm_layers(network: nn.Module) -> list[_BatchNorm]:
     """Every layer that keeps running statistics."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Puts these tensors back as they are now, in place, whatever happens inside."""
+    saved = [(tensor, tensor.clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in saved:
+                tensor.copy_(value)
 
 
 @contextmanager
@@ -29,21 +41,15 @@ def borrowed(network: nn.Module, *, training: bool, gradients: bool = False) -> 
     """
     modes = [(module, module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    statistics = [
-        (buffer, buffer.clone())
-        for layer in (batchnorm_layers(network) if training else [])
-        for buffer in layer.buffers(recurse=False)
-    ]
+    layers = batchnorm_layers(network) if training else []
     try:
         network.train(training)
         for parameter, _ in flags:
             parameter.requires_grad_(gradients)
-        yield network
+        with kept(buffer for layer in layers for buffer in layer.buffers(recurse=False)):
+            yield network
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        with torch.no_grad():
-            for buffer, saved in statistics:
-                buffer.copy_(saved)
