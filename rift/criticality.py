@@ -3,6 +3,9 @@
 MRC(i) = max over ‖Δθ_i‖ ≤ ε_w ‖θ_i‖ of R(θ + Δθ_i) − R(θ)     (Def. 3.1; relaxed as in Sec. 3.3: the
 adversarial examples are fixed)
 
+Of a *set* of modules it is the same maximum with all of them moving at once, each within its own ball: what
+the paper misses for its Table 4. A set of one is the paper's.
+
 Pure functions on tensors. Each solver looks for the maximum from inside the ball, so what it returns is a
 lower bound of the true MRC.
 """
@@ -20,7 +23,9 @@ from torch import Tensor
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """(boundary tensors, labels (B,)), see `rift.runtime.suffix`; rows beyond the labels do not count."""
 Logits = Callable[..., Tensor]
-"""(weight, *boundary tensors) -> logits (B, K)."""
+"""(*weights, *boundary tensors) -> logits (B, K)."""
+Weights = tuple[Tensor, ...]
+"""Of the modules that move: one, but for the MRC of a set."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Solver:
         project: `sgd`: back into the ball after every `epoch` or every `step`.
         on_violation: `sgd`: once the ball was left, `stop` (Algorithm 1) or `continue` (published code).
         score: `sgd`: report the `last` epoch's loss, or the `worst` of all epochs.
-        optimizer: `sgd`: makes an optimiser for the one weight; it descends on the negative loss.
+        optimizer: `sgd`: makes an optimiser for the weights; it descends on the negative loss.
     """
 
     name: str
@@ -51,12 +56,13 @@ class Solver:
 
 @dataclass(frozen=True)
 class Criticality:
-    """What the search found for one module.
+    """What the search found for one module, or for a set of them.
 
     Attributes:
         mrc: rise of the mean cross-entropy over the adversarial examples.
         robust_accuracy_drop: fall of the accuracy on them, as a fraction.
-        relative_norm: norm of the perturbation as a share of the weight's, at most epsilon_w.
+        relative_norm: norm of the perturbation as a share of the weight's, at most epsilon_w; of a set, the
+            largest.
         farthest: the largest such share on the way, before projection.
         epochs: passes made before the search ended.
     """
@@ -83,11 +89,14 @@ def project(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
 
 
 @torch.no_grad()
-def robust_loss(logits: Logits, weight: Tensor, batches: Iterable[Batch]) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over the adversarial examples, with this weight."""
-    totals, count = torch.zeros(2, dtype=torch.float64, device=weight.device), 0
+def robust_loss(
+    logits: Logits, weights: Tensor | Sequence[Tensor], batches: Iterable[Batch]
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over the adversarial examples, with this weight, or these."""
+    weights = _several(weights)
+    totals, count = torch.zeros(2, dtype=torch.float64, device=weights[0].device), 0
     for boundary, labels in batches:
-        scores = logits(weight, *boundary).float()[: len(labels)]
+        scores = logits(*weights, *boundary).float()[: len(labels)]
         loss = F.cross_entropy(scores, labels, reduction="sum")
         totals += torch.stack([loss, (scores.argmax(dim=1) == labels).sum()])
         count += len(labels)
@@ -97,20 +106,20 @@ def robust_loss(logits: Logits, weight: Tensor, batches: Iterable[Batch]) -> tup
 
 def module_robust_criticality(
     logits: Logits,
-    weight: Tensor,
+    weights: Tensor | Sequence[Tensor],
     batches: Callable[[], Iterable[Batch]],
     baseline: tuple[float, float],
     solver: Solver,
     search_logits: Logits | None = None,
     search_batches: Callable[[], Iterable[Batch]] | None = None,
 ) -> Criticality:
-    """Seeks the worst perturbation of one weight and says what it does.
+    """Seeks the worst perturbation of one weight, or of several at once, and says what it does.
 
     Args:
-        logits: the network as a function of this weight.
-        weight: θ_i, any shape; not changed.
+        logits: the network as a function of the weights.
+        weights: θ_i, any shape, or those of a set, each of which gets a ball of its own; not changed.
         batches: makes one pass over the adversarial examples.
-        baseline: mean loss and accuracy with the weight as it is.
+        baseline: mean loss and accuracy with the weights as they are.
         solver: how to search.
         search_logits: the same function in lower precision, for the search alone, which includes the
             choice between epochs; what is reported comes from `logits`.
@@ -120,89 +129,131 @@ def module_robust_criticality(
         The best perturbation found that lies in the ball. MRC can be negative only if every perturbation
         that was scored lowered the loss; a search that diverged gives NaN.
     """
-    radius = solver.epsilon_w * norm_of(weight, solver.norm)
+    weights = _several(weights)
+    radii = [solver.epsilon_w * norm_of(weight, solver.norm) for weight in weights]
     find = _sgd if solver.name == "sgd" else _projected
     search_logits, search_batches = search_logits or logits, search_batches or batches
     screened = solver.score == "worst" and search_logits is not logits
     score, scored_batches = (search_logits, search_batches) if screened else (logits, batches)
-    best, farthest, epochs = None, 0.0, 0
-    for delta, reached, last in find(search_logits, weight, search_batches, radius, solver):
+    best, farthest, epochs = None, [0.0] * len(weights), 0
+    for deltas, reached, last in find(search_logits, weights, search_batches, radii, solver):
         epochs += 1
-        farthest = max(farthest, float(reached))
-        if not math.isfinite(float(reached)):  # a later epoch must not hide it
+        lengths = reached.tolist()
+        farthest = [max(pair) for pair in zip(farthest, lengths, strict=True)]
+        if not all(map(math.isfinite, lengths)):  # a later epoch must not hide it
             return Criticality(math.nan, math.nan, math.nan, math.inf, epochs)
         if solver.score == "worst" or last:
-            scored = robust_loss(score, weight + delta, scored_batches())
+            scored = robust_loss(score, _sums(weights, deltas), scored_batches())
             if best is None or scored[0] > best[0] or not math.isfinite(scored[0]):
-                best = (*scored, delta)
+                best = (*scored, deltas)
     assert best is not None
-    loss, accuracy, delta = best
+    loss, accuracy, deltas = best
     if screened and math.isfinite(loss):
-        loss, accuracy = robust_loss(logits, weight + delta, batches())
-    length, moved = float(norm_of(weight, solver.norm)), float(norm_of(delta, solver.norm))
+        loss, accuracy = robust_loss(logits, _sums(weights, deltas), batches())
+    moved = [float(norm_of(delta, solver.norm)) for delta in deltas]
+    lengths = [float(norm_of(weight, solver.norm)) for weight in weights]
     return Criticality(
         mrc=loss - baseline[0],
         robust_accuracy_drop=baseline[1] - accuracy,
-        relative_norm=moved / length if length else 0.0,
-        farthest=farthest / length if length else 0.0,
+        relative_norm=_largest_share(moved, lengths),
+        farthest=_largest_share(farthest, lengths),
         epochs=epochs,
     )
 
 
-def _gradient(logits: Logits, weight: Tensor, boundary: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    weight = weight.detach().requires_grad_()
-    loss = F.cross_entropy(logits(weight, *boundary).float()[: len(labels)], labels)
-    return torch.autograd.grad(loss, weight)[0]
+def _several(weights: Tensor | Sequence[Tensor]) -> Weights:
+    return (weights,) if isinstance(weights, Tensor) else tuple(weights)
+
+
+def _sums(weights: Sequence[Tensor], deltas: Sequence[Tensor]) -> Weights:
+    return tuple(weight + delta for weight, delta in zip(weights, deltas, strict=True))
+
+
+def _largest_share(parts: Sequence[float], wholes: Sequence[float]) -> float:
+    return max(part / whole if whole else 0.0 for part, whole in zip(parts, wholes, strict=True))
+
+
+def _gradients(logits: Logits, weights: Weights, boundary: tuple[Tensor, ...], labels: Tensor) -> Weights:
+    weights = tuple(weight.detach().requires_grad_() for weight in weights)
+    loss = F.cross_entropy(logits(*weights, *boundary).float()[: len(labels)], labels)
+    return torch.autograd.grad(loss, weights)
+
+
+def _lengths(tensors: Iterable[Tensor], norm: str) -> Tensor:
+    return torch.stack([norm_of(tensor, norm) for tensor in tensors])
 
 
 def _sgd(
-    logits: Logits, weight: Tensor, batches: Callable[[], Iterable[Batch]], radius: Tensor, solver: Solver
-) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Algorithm 1: after each epoch the perturbation in the ball, how far it went, whether it is the last."""
-    moved = weight.clone()
-    optimizer = solver.optimizer([moved])
+    logits: Logits,
+    weights: Weights,
+    batches: Callable[[], Iterable[Batch]],
+    radii: Sequence[Tensor],
+    solver: Solver,
+) -> Iterator[tuple[Weights, Tensor, bool]]:
+    """Algorithm 1: after each epoch the perturbations, how far each went, and whether it is the last."""
+    moved = [weight.clone() for weight in weights]
+    optimizer = solver.optimizer(moved)
+    bounds = torch.stack(list(radii))
+
+    def deltas() -> Weights:
+        return tuple(m - weight for m, weight in zip(moved, weights, strict=True))
+
+    def back_into_the_balls() -> Weights:
+        inside = tuple(project(d, radius, solver.norm) for d, radius in zip(deltas(), radii, strict=True))
+        for m, weight, delta in zip(moved, weights, inside, strict=True):
+            m.copy_(weight + delta)
+        return inside
+
     for epoch in range(solver.epochs):
-        reached = torch.zeros((), device=weight.device)
+        reached = torch.zeros_like(bounds)
         for boundary, labels in batches():
-            moved.grad = _gradient(logits, moved, boundary, labels).neg_()
+            for m, gradient in zip(moved, _gradients(logits, moved, boundary, labels), strict=True):
+                m.grad = gradient.neg_()
             optimizer.step()
-            reached = torch.maximum(reached, norm_of(moved - weight, solver.norm))
+            reached = torch.maximum(reached, _lengths(deltas(), solver.norm))
             if solver.project == "step":
-                moved.copy_(weight + project(moved - weight, radius, solver.norm))
-        violated = bool(
-            reached > radius if solver.project == "step" else norm_of(moved - weight, solver.norm) > radius
-        )
-        delta = project(moved - weight, radius, solver.norm)
-        moved.copy_(weight + delta)
+                back_into_the_balls()
+        went = reached if solver.project == "step" else _lengths(deltas(), solver.norm)
+        violated = bool((went > bounds).any())
+        inside = back_into_the_balls()
         stop = violated and solver.on_violation == "stop"
-        yield delta, reached, stop or epoch == solver.epochs - 1
+        yield inside, reached, stop or epoch == solver.epochs - 1
         if stop:
             return
 
 
 def _projected(
-    logits: Logits, weight: Tensor, batches: Callable[[], Iterable[Batch]], radius: Tensor, solver: Solver
-) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Normalised ascent inside the ball.
+    logits: Logits,
+    weights: Weights,
+    batches: Callable[[], Iterable[Batch]],
+    radii: Sequence[Tensor],
+    solver: Solver,
+) -> Iterator[tuple[Weights, Tensor, bool]]:
+    """Normalised ascent inside the balls.
 
     The first steps are longer than the ball is wide, so they go to where the gradient points on its surface;
     the length falls linearly from four radii to almost nothing.
     """
-    delta = torch.zeros_like(weight)
-    velocity = torch.zeros_like(weight)
-    reached = torch.zeros((), device=weight.device)
+    deltas = tuple(torch.zeros_like(weight) for weight in weights)
+    velocities = list(deltas)
+    reached = torch.zeros_like(torch.stack(list(radii)))
     per_epoch = sum(1 for _ in batches())  # counted, not kept: a pass may not fit into memory
     steps = solver.epochs * per_epoch
     for epoch in range(solver.epochs):
         for index, (boundary, labels) in enumerate(batches()):
-            gradient = _gradient(logits, weight + delta, boundary, labels)
-            velocity = 0.5 * velocity + gradient / norm_of(gradient, "l2").clamp_min(1e-30)
-            if solver.norm == "linf":
-                direction = velocity.sign()
-            else:
-                direction = velocity / norm_of(velocity, "l2").clamp_min(1e-30)
-            radii = 4 * (1 - (epoch * per_epoch + index) / steps)
-            moved = delta + radii * radius * direction
-            reached = torch.maximum(reached, norm_of(moved, solver.norm))
-            delta = project(moved, radius, solver.norm)
-        yield delta, reached, epoch == solver.epochs - 1
+            gradients = _gradients(logits, _sums(weights, deltas), boundary, labels)
+            velocities = [
+                0.5 * v + _unit(gradient) for v, gradient in zip(velocities, gradients, strict=True)
+            ]
+            stride = 4 * (1 - (epoch * per_epoch + index) / steps)
+            moved = [
+                delta + stride * radius * (velocity.sign() if solver.norm == "linf" else _unit(velocity))
+                for delta, radius, velocity in zip(deltas, radii, velocities, strict=True)
+            ]
+            reached = torch.maximum(reached, _lengths(moved, solver.norm))
+            deltas = tuple(project(m, radius, solver.norm) for m, radius in zip(moved, radii, strict=True))
+        yield deltas, reached, epoch == solver.epochs - 1
+
+
+def _unit(tensor: Tensor) -> Tensor:
+    return tensor / norm_of(tensor, "l2").clamp_min(1e-30)

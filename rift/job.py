@@ -22,7 +22,7 @@ from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
 from rift.runtime import Runtime, computes_bfloat16
-from rift.stage_options import STAGES
+from rift.stage_options import CHAIN
 from rift.store import Store, digest
 from rift.summary import final_numbers, make_summary
 from rift.tracking import Tracker, ended, open_tracker
@@ -81,7 +81,7 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
             job=name,
             key=digest([key, config.study]),
             study=config.study,
-            job_type="rift" if set(STAGES) <= set(config.stage.run) else "+".join(config.stage.run),
+            job_type="rift" if set(CHAIN) <= set(config.stage.run) else "+".join(config.stage.run),
             config={**asdict(config), "provenance": provenance()},
         )
         with ended(tracker):

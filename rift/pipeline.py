@@ -21,7 +21,8 @@ from rift.checkpoint import file_digest
 from rift.config import Config
 from rift.measurements import Measurement, measurements
 from rift.method_options import resolved
-from rift.models import check_normalisation, load_foreign_checkpoint, network_name, own_width
+from rift.models import check_normalisation, load_foreign_checkpoint, own_width
+from rift.naming import job_name
 from rift.runner import Runner
 from rift.stage_options import BY_CRITICALITY
 from rift.stages import (
@@ -30,6 +31,8 @@ from rift.stages import (
     choose_modules,
     fine_tuning,
     interpolation,
+    joint_scan,
+    module_gains,
     mrc_scan,
 )
 from rift.store import StageFolder, Store
@@ -40,27 +43,6 @@ log = logging.getLogger(__name__)
 
 IMPORT_CHECK = 500  # images on which imported weights are tried
 UNKNOWN = "(known after the scan)"
-
-
-def model_name(config: Config) -> str:
-    """The network that runs, whatever was typed: `resnet18`, `resnet18_w16`, `timm_resnet26d`."""
-    model = config.model
-    return network_name(model.family, timm_name=model.name, width=model.width, pretrained=model.pretrained)
-
-
-def method_name(config: Config) -> str:
-    """What made θ_AT: a method of ours, or `checkpoint`; `untrained` if nothing did."""
-    trained = config.method.label + ("" if config.stage.at.average is None else "_ema")
-    if "at" in config.stage.run and config.stage.at.epochs > 0:
-        return trained
-    if config.model.checkpoint is not None:
-        return "checkpoint"
-    return trained if config.stage.at.epochs > 0 else "untrained"
-
-
-def job_name(config: Config) -> str:
-    """How people call a job: `resnet18-cifar10-pgd_at-s0`."""
-    return f"{model_name(config)}-{config.dataset.name}-{method_name(config)}-s{config.seed}"
 
 
 class Pipeline:
@@ -113,8 +95,13 @@ class Pipeline:
         if wanted == {"at"}:
             return self.folders
         tuning = bool(wanted & {"finetune", "interpolate"})
-        scanned = self._mrc(run="mrc" in wanted, needed="mrc" in wanted or (tuning and by_criticality))
-        if wanted <= {"at", "mrc"}:
+        rests_on_it = bool(wanted & {"mrc", "joint", "gains"}) or (tuning and by_criticality)
+        scanned = self._mrc(run="mrc" in wanted, needed=rests_on_it)
+        if scanned and ("joint" in wanted or self.config.stage.finetune.target == "joint_k"):
+            self._joint(run="joint" in wanted, needed="joint" in wanted or tuning)
+        if "gains" in wanted:
+            self._gains()
+        if wanted <= {"at", "mrc", "joint", "gains"}:
             return self.folders
         tuned = (scanned or not by_criticality) and self._finetune(run="finetune" in wanted, needed=tuning)
         if tuned and wanted & {"interpolate", "evaluate"}:
@@ -176,6 +163,41 @@ class Pipeline:
 
         return self.runner.obtain("mrc", identity, scan, run=run, needed=needed)
 
+    def _joint(self, run: bool, needed: bool) -> bool:
+        joint, mrc = self.config.stage.joint, self.config.stage.mrc
+        options = replace(mrc, solver=joint.solver, epochs=joint.epochs)
+        identity = {"mrc": self.folders["mrc"].key, "options": asdict(joint)}
+
+        def scan(folder: StageFolder) -> dict[str, Any]:
+            ranking, theta_at = self.folders["mrc"].result()["ranking"], self._weights("at")
+            attack = self.selection_attack
+            return joint_scan(self.session, folder, options, joint.size, ranking, theta_at, attack)
+
+        return self.runner.obtain("joint", identity, scan, run=run, needed=needed)
+
+    def _gains(self) -> None:
+        """Every scanned module as the one that is fine-tuned; shared with jobs that fine-tune it."""
+        stage, attack = self.config.stage, asdict(make_attack(self.config.evaluation_attack))
+        keys = {"at": self._key("at"), "mrc": self.folders["mrc"].key}
+        finetune = _without(asdict(stage.finetune), "target", "top_k", "target_seed")
+        tuning = {"finetune": finetune, "interpolate": asdict(stage.interpolate)}
+        judging = {"evaluate": [stage.evaluate.restarts, stage.evaluate.exact_runs], "attack": attack}
+        machine = [str(self.session.runtime.precision), str(self.session.runtime.evaluation_precision)]
+        identity = {**keys, **tuning, **judging, "precision": machine, **self._selection()}
+
+        def tuned(module: str) -> dict[str, dict[str, Any]]:
+            alone = replace(stage.finetune, target=module)
+            evaluate = replace(stage.evaluate, measure=["pgd"])
+            run = ["finetune", "interpolate", "evaluate"]
+            config = replace(self.config, stage=replace(stage, run=run, finetune=alone, evaluate=evaluate))
+            folders = Pipeline(config, self.session, self.store).run(Tracker())
+            return {section: folder.result() for section, folder in folders.items()}
+
+        def gains(folder: StageFolder) -> dict[str, Any]:
+            return module_gains(folder, self.folders["mrc"].result(), tuned, stage.interpolate.tolerance)
+
+        self.runner.obtain("gains", identity, gains)
+
     def _finetune(self, run: bool, needed: bool) -> bool:
         options = self.config.stage.finetune
         modules = self._modules()
@@ -202,7 +224,13 @@ class Pipeline:
             ranking = scan.result()["ranking"]
         else:
             return [UNKNOWN]
-        return choose_modules(options, self.session.new_network(), self.config.stage.mrc.scans, ranking)
+        joint = None
+        if options.target == "joint_k":
+            if "joint" not in self.folders or not self.folders["joint"].finished:
+                return [UNKNOWN]
+            joint = [entry["modules"] for entry in self.folders["joint"].result()["greedy"]]
+        scans = self.config.stage.mrc.scans
+        return choose_modules(options, self.session.new_network(), scans, ranking, joint)
 
     def _interpolate(self, run: bool, needed: bool) -> bool:
         options = self.config.stage.interpolate

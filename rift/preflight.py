@@ -15,6 +15,7 @@ from rift.models import scannable_modules
 from rift.runtime import borrowed
 from rift.stage_options import BY_CRITICALITY, MRCConfig, TrainingConfig
 from rift.stages import choose_modules
+from rift.stages.mrc_scan import check_part
 from rift.stages.training import make_optimizer, make_schedule, no_optimizer
 
 
@@ -31,17 +32,23 @@ def check_plan(config: Config, network: nn.Module) -> None:
     stage, run = config.stage, set(config.stage.run)
     scanned = [name for name in scannable_modules(network) if stage.mrc.scans(name)]
     tuned = bool(run & {"finetune", "interpolate"})
-    if not scanned and ("mrc" in run or (tuned and stage.finetune.target in BY_CRITICALITY)):
+    if not scanned and (
+        run & {"mrc", "joint", "gains"} or (tuned and stage.finetune.target in BY_CRITICALITY)
+    ):
         raise UserError(
             f"stage.mrc.exclude={stage.mrc.exclude} leaves no module to scan: give fewer patterns."
         )
     if tuned:
         choose_modules(stage.finetune, network, stage.mrc.scans, ranking=scanned)
+    if "joint" in run and stage.joint.size > len(scanned):
+        raise UserError(
+            f"stage.joint.size={stage.joint.size}, but only {len(scanned)} modules are scanned: give fewer."
+        )
     if "at" in run:
         _try_training(stage.at, "at")
-    if "mrc" in run and stage.mrc.solver == "sgd":
+    if run & {"mrc", "joint"} and stage.mrc.solver == "sgd":
         _try_optimizer(stage.mrc, "mrc")
-    if "finetune" in run:
+    if run & {"finetune", "gains"}:
         _try_training(stage.finetune, "finetune")
 
 
@@ -56,8 +63,11 @@ def check_data(config: Config, dataset: Dataset, network: nn.Module) -> None:
     Raises:
         UserError: a stage would fail at its first or last batch.
     """
+    run = set(config.stage.run) | ({"finetune"} if "gains" in config.stage.run else set())
+    if "mrc" in run:
+        check_part(config.stage.mrc, len(dataset.split(config.stage.mrc.split)))
     training = {"at": config.stage.at, "finetune": config.stage.finetune}
-    for name in training.keys() & set(config.stage.run):
+    for name in training.keys() & run:
         options, padding = training[name], config.dataset.padding
         if options.padding_mode == "reflect" and padding >= min(dataset.shape[1:]):
             raise UserError(

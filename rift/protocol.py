@@ -51,6 +51,7 @@ PAPER: dict[str, Any] = {
             "solver": "sgd",
             "split": "train",
             "max_images": None,
+            "part": 0,
             "epsilon_w": 0.1,
             "norm": "l2",
             "epochs": 10,
@@ -65,6 +66,7 @@ PAPER: dict[str, Any] = {
             "precision": "float32",
             "exclude": [],
         },
+        "joint": {"size": 3, "solver": "projected", "epochs": 10},
         "finetune": {
             **_TRAINING,
             "epochs": 10,

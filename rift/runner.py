@@ -21,6 +21,7 @@ UNTOLD = ("tflops", "of_matmul_rate")  # kept with every row; for a log line the
 PRODUCERS = {
     "at": "stage=at (or stage=rift, which runs everything), or give model.checkpoint=PATH",
     "mrc": "stage=mrc",
+    "joint": "stage=joint",
     "finetune": "stage=finetune",
     "interpolate": "stage=interpolate",
 }

@@ -10,12 +10,14 @@ from omegaconf import MISSING
 from rift.corruption_names import ALL, SELECTIONS, SEVERITIES
 from rift.limits import at_least, one_of, positive, require, share
 
-STAGES = ("at", "mrc", "finetune", "interpolate", "evaluate")
+CHAIN = ("at", "mrc", "finetune", "interpolate", "evaluate")  # the paper's
+STAGES = ("at", "mrc", "joint", "gains", "finetune", "interpolate", "evaluate")  # and what it leaves open
 TARGETS = (
-    "least_critical", "most_critical", "top_k", "random", "random_k", "last_layer", "all", "none"
+    "least_critical", "most_critical", "top_k", "joint_k", "random", "random_k", "last_layer", "all", "none"
 )  # fmt: skip
 MEASUREMENTS = ("pgd", "auto_attack", "corruptions", "cifar10_1")
-BY_CRITICALITY = ("least_critical", "most_critical", "top_k")
+BY_CRITICALITY = ("least_critical", "most_critical", "top_k", "joint_k")
+SETS = ("top_k", "joint_k", "random_k")  # of stage.finetune.top_k modules
 BY_CHANCE = ("random", "random_k")
 
 
@@ -75,7 +77,8 @@ class ATConfig(TrainingConfig):
 class MRCConfig:
     solver: str = MISSING  # sgd (the paper's), or projected (normalised ascent)
     split: str = MISSING  # D_std: train, holdout or test
-    max_images: int | None = MISSING  # at most, class-balanced start of the split; null is all
+    max_images: int | None = MISSING  # at most, a class-balanced part of the split; null is all
+    part: int = MISSING  # which part of max_images, counted from 0; no two share an image
     epsilon_w: float = MISSING  # radius of the weight ball, as a share of the weight's norm
     norm: str = MISSING  # of the weight ball: l2 or linf
     epochs: int = MISSING  # T
@@ -103,6 +106,11 @@ class MRCConfig:
         at_least(f"{where}.epochs", self.epochs, 1)
         at_least(f"{where}.batch_size", self.batch_size, 1)
         at_least(f"{where}.max_images", self.max_images, 1)
+        at_least(f"{where}.part", self.part, 0)
+        require(
+            self.part == 0 or self.max_images is not None,
+            f"{where}.part={self.part} needs the size of a part: give {where}.max_images.",
+        )
         positive(f"{where}.epsilon_w", self.epsilon_w)
         positive(f"{where}.lr", self.lr)
         share(f"{where}.momentum", self.momentum)
@@ -113,9 +121,21 @@ class MRCConfig:
 
 
 @dataclass
+class JointConfig:
+    size: int = MISSING  # of the largest set of modules whose joint MRC is sought
+    solver: str = MISSING  # as stage.mrc.solver
+    epochs: int = MISSING  # as stage.mrc.epochs
+
+    def check(self, where: str) -> None:
+        at_least(f"{where}.size", self.size, 2)
+        at_least(f"{where}.epochs", self.epochs, 1)
+        one_of(f"{where}.solver", self.solver, ("sgd", "projected"))
+
+
+@dataclass
 class FinetuneConfig(TrainingConfig):
     target: str = MISSING  # one of TARGETS, or a module's exact name
-    top_k: int = MISSING  # how many modules with target=top_k or random_k
+    top_k: int = MISSING  # how many modules with target=top_k, joint_k or random_k
     target_seed: int = MISSING  # draws the modules of target=random and random_k
     batchnorm: str = MISSING  # running statistics: train (they move) or frozen
 
@@ -204,6 +224,7 @@ class StageConfig:
     run: list[str] = MISSING  # which stages run, of STAGES
     at: ATConfig = MISSING
     mrc: MRCConfig = MISSING
+    joint: JointConfig = MISSING
     finetune: FinetuneConfig = MISSING
     interpolate: InterpolateConfig = MISSING
     evaluate: EvaluateConfig = MISSING
@@ -211,4 +232,9 @@ class StageConfig:
     def check(self, where: str) -> None:
         for stage in self.run:
             one_of(f"{where}.run", stage, STAGES)
+        require(
+            self.finetune.target != "joint_k" or self.finetune.top_k <= self.joint.size,
+            f"{where}.finetune.top_k={self.finetune.top_k} modules by joint MRC need sets of that size: "
+            f"raise {where}.joint.size={self.joint.size}.",
+        )
         require(bool(self.run), f"{where}.run=[] runs nothing: name some of {', '.join(STAGES)}.")

@@ -9,7 +9,8 @@ from typing import Any
 from rift.assembly import make_attack
 from rift.comparison import mcnemar, paired_bootstrap
 from rift.config import Config
-from rift.pipeline import Pipeline, method_name, model_name
+from rift.naming import method_name, model_name
+from rift.pipeline import Pipeline
 from rift.protocol import departures, differences, flat, method_notes, selection_notes
 from rift.provenance import provenance
 from rift.stages.corruption_evaluation import per_image
@@ -82,6 +83,10 @@ def make_summary(
     if "mrc" in results:
         columns = ("module", "mrc", "robust_accuracy_drop", "relative_norm", "rank")
         summary["mrc"] = [{name: row[name] for name in columns} for row in results["mrc"]["modules"]]
+    if "joint" in results:
+        summary["joint"] = {choice: results["joint"][choice] for choice in ("greedy", "top_k")}
+    if "gains" in results:
+        summary["gains"] = results["gains"]["modules"]
     if "finetune" in results:
         summary["target_modules"] = results["finetune"]["modules"]
         summary["leak"] = results["finetune"]["leak"][config.stage.finetune.select]

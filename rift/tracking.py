@@ -25,6 +25,8 @@ INIT_TIMEOUT = 30  # seconds that W&B's server has to take up a run
 AXES = {
     "at": "epoch",
     "mrc": "index",
+    "joint": "index",
+    "gains": "index",
     "finetune": "epoch",
     "interpolate": "alpha",
     "evaluate_at": "run",

@@ -203,9 +203,9 @@ def test_equals_the_textbook_and_ranks_alike(scanned, on_violation, score):
     found, right, violated = {}, {}, []
     for name in scannable_modules(network):
         cut, passes = passes_at(graph, name, images, labels)
-        original = cut.weight.clone()
-        baseline = robust_loss(cut.after, cut.weight, passes())
-        result = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver)
+        original = cut.weights[0].clone()
+        baseline = robust_loss(cut.after, cut.weights[0], passes())
+        result = module_robust_criticality(cut.after, cut.weights[0], passes, baseline, solver)
         assert torch.equal(network.get_submodule(name).weight, original)
         right[name], drop = textbook.mrc(
             Float32Logits(network),
@@ -226,11 +226,57 @@ def test_equals_the_textbook_and_ranks_alike(scanned, on_violation, score):
     assert any(violated) and not all(violated)  # or stopping and going on could not differ
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("on_violation", "score"), [("stop", "last"), ("continue", "worst")])
+def test_several_modules_at_once_equal_the_textbook(scanned, on_violation, score, order):
+    """Of one block and across blocks, a shortcut and the last layer; cut at the first, whatever the order."""
+    network, images, labels = scanned
+    names = ["layer2.0.conv2", "layer2.0.downsample.0", "layer3.0.conv1", "fc"][::order]
+    solver = sgd_solver(lr=0.03, on_violation=on_violation, score=score, epochs=3)
+    graph = FrozenGraph(network, RUNTIME)
+    cache = ActivationCache(graph, images, labels, 64, limit_mib=100)
+    cut = graph.cut(*names)
+    cache.enter(cut)
+    baseline = robust_loss(cut.after, cut.weights, cache.passes())
+    found = module_robust_criticality(cut.after, cut.weights, cache.passes, baseline, solver)
+    right, drop = textbook.mrc(
+        Float32Logits(network),
+        [f"network.{name}" for name in names],
+        list(textbook.fixed_batches(images, labels, 64)),
+        lr=0.03,
+        epsilon_w=0.1,
+        epochs=3,
+        stop=on_violation == "stop",
+        worst=score == "worst",
+    )
+    assert found.mrc == pytest.approx(right, rel=1e-5, abs=1e-7)
+    assert found.robust_accuracy_drop == pytest.approx(drop, abs=1e-12)
+    assert 0 < found.relative_norm <= 0.1 * (1 + 1e-9) < found.farthest
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_projected_solver_moves_each_weight_of_a_set_in_a_ball_of_its_own(norm):
+    """Two factors of one logit gap, w·v·x: the worst is where both shrink by their whole radius."""
+    labels, x = torch.tensor([0]), torch.ones(1, 1, dtype=torch.float64)
+    weights = [torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([[0.5]], dtype=torch.float64)]
+
+    def logits(first, second, images):
+        gap = images @ first @ second
+        return torch.cat([gap, torch.zeros_like(gap)], dim=1)
+
+    solver = projected_solver(norm=norm)
+    baseline = robust_loss(logits, weights, [((x,), labels)])
+    found = module_robust_criticality(logits, weights, lambda: iter([((x,), labels)]), baseline, solver)
+    right = math.log1p(math.exp(-1.8 * 0.45)) - math.log1p(math.exp(-1.0))
+    assert found.mrc == pytest.approx(right, rel=1e-5)
+    assert found.relative_norm == pytest.approx(0.1, rel=1e-9)
+
+
 def test_a_pass_in_lower_precision_only_searches(scanned):
     """What is reported comes from the exact function, whatever the search ran on."""
     network, images, labels = scanned
     cut, passes = passes_at(FrozenGraph(network, RUNTIME), "layer3.0.conv1", images, labels)
-    baseline = robust_loss(cut.after, cut.weight, passes())
+    baseline = robust_loss(cut.after, cut.weights[0], passes())
     exactly, roughly = [], []
 
     def exact_logits(weight, *boundary):
@@ -242,8 +288,8 @@ def test_a_pass_in_lower_precision_only_searches(scanned):
         return cut.after(weight, *boundary).bfloat16()
 
     solver = sgd_solver(lr=0.03, epochs=3, on_violation="continue", score="worst")
-    exact = module_robust_criticality(cut.after, cut.weight, passes, baseline, solver)
-    found = module_robust_criticality(exact_logits, cut.weight, passes, baseline, solver, lowered)
+    exact = module_robust_criticality(cut.after, cut.weights[0], passes, baseline, solver)
+    found = module_robust_criticality(exact_logits, cut.weights[0], passes, baseline, solver, lowered)
     # In two batches: of each epoch, gradients and a score; in the end, the one that was chosen.
     assert (len(roughly), len(exactly)) == (3 * (2 + 2), 2)
     assert any(torch.equal(exactly[0], weight) for weight in roughly)
@@ -258,7 +304,7 @@ def test_the_search_may_have_passes_of_its_own(scanned, score, searched):
     """Two epochs of gradients; their scores too if they decide between the epochs. One exact pass."""
     network, images, labels = scanned
     cut, passes = passes_at(FrozenGraph(network, RUNTIME), "layer3.0.conv1", images, labels)
-    baseline = robust_loss(cut.after, cut.weight, passes())
+    baseline = robust_loss(cut.after, cut.weights[0], passes())
     counts = {"exact": 0, "search": 0}
 
     def counted(name):
@@ -267,7 +313,7 @@ def test_the_search_may_have_passes_of_its_own(scanned, score, searched):
 
     module_robust_criticality(
         cut.after,
-        cut.weight,
+        cut.weights[0],
         lambda: counted("exact"),
         baseline,
         sgd_solver(lr=0.03, epochs=2, on_violation="continue", score=score),
@@ -285,8 +331,8 @@ def test_projected_ascent_is_no_worse_than_the_paper_and_stays_in_the_ball(scann
     for name in ("layer1.0.conv2", "layer4.0.conv1", "fc"):
         cut, passes = passes_at(graph, name, images, labels)
         pairs = list(passes())
-        paper = search(sgd_solver(norm=norm, epsilon_w=epsilon_w), cut.after, cut.weight, pairs)
-        ours = search(projected_solver(norm=norm, epsilon_w=epsilon_w), cut.after, cut.weight, pairs)
+        paper = search(sgd_solver(norm=norm, epsilon_w=epsilon_w), cut.after, cut.weights[0], pairs)
+        ours = search(projected_solver(norm=norm, epsilon_w=epsilon_w), cut.after, cut.weights[0], pairs)
         assert ours.relative_norm <= epsilon_w * (1 + 1e-9)
         assert ours.mrc >= 0.99 * paper.mrc > 0
 
@@ -298,12 +344,12 @@ def test_projecting_every_step_never_leaves_the_ball_for_long(scanned):
     seen = []
 
     def spying(weight, *boundary):
-        seen.append((norm_of(weight.detach() - cut.weight, "l2") / norm_of(cut.weight, "l2")).item())
+        seen.append((norm_of(weight.detach() - cut.weights[0], "l2") / norm_of(cut.weights[0], "l2")).item())
         return cut.after(weight, *boundary)
 
     for every, inside in (("step", True), ("epoch", False)):
         seen.clear()
-        search(sgd_solver(project=every, on_violation="continue", epochs=3), spying, cut.weight, pairs)
+        search(sgd_solver(project=every, on_violation="continue", epochs=3), spying, cut.weights[0], pairs)
         assert (max(seen) <= 0.1 * (1 + 1e-9)) is inside
 
 
@@ -313,9 +359,9 @@ def test_worst_is_the_highest_of_all_epochs(scanned):
     pairs = list(passes())
     options = {"lr": 5.0, "on_violation": "continue"}
     by_epochs = [
-        search(sgd_solver(epochs=n, **options), cut.after, cut.weight, pairs).mrc for n in range(1, 6)
+        search(sgd_solver(epochs=n, **options), cut.after, cut.weights[0], pairs).mrc for n in range(1, 6)
     ]
-    worst = search(sgd_solver(epochs=5, score="worst", **options), cut.after, cut.weight, pairs)
+    worst = search(sgd_solver(epochs=5, score="worst", **options), cut.after, cut.weights[0], pairs)
     assert worst.mrc == max(by_epochs)
     assert worst.epochs == 5
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rift.attacks import Attack, pgd
-from rift.criticality import _gradient
+from rift.criticality import _gradients
 from rift.models import build_model, scannable_modules
 from rift.runtime import CraftingNetwork, Runtime
 from rift.runtime.suffix import FrozenGraph
@@ -92,4 +92,4 @@ def test_a_gradient_of_the_scan_with_its_batch_of_512(network):
     images, labels = batch(512)
     with torch.no_grad():
         boundary = cut.before(images)
-    assert 15 < peak_gib(lambda: _gradient(cut.after, cut.weight, boundary, labels)) < 40
+    assert 15 < peak_gib(lambda: _gradients(cut.after, cut.weights, boundary, labels)) < 40

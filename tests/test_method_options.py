@@ -12,7 +12,7 @@ from rift.errors import UserError
 from rift.method_options import OPTIONS, MethodConfig, resolved
 from rift.methods import METHODS
 from rift.methods.awp import awp
-from rift.pipeline import job_name
+from rift.naming import job_name
 from rift.protocol import differences, method_notes
 
 

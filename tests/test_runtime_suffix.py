@@ -29,8 +29,8 @@ def build(name, size=8, **options):
 
 
 def moved_weight(cut, by):
-    noise = torch.randn(cut.weight.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return cut.weight + by * cut.weight.norm() / noise.norm() * noise
+    noise = torch.randn(cut.weights[0].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return cut.weights[0] + by * cut.weights[0].norm() / noise.norm() * noise
 
 
 def logits_and_gradient(after, weight, boundary):
@@ -46,10 +46,10 @@ def test_every_cut_is_the_network_in_value_and_gradient(name, width, shaken):
     graph, x = FrozenGraph(network, RUNTIME), images()
     for module in scannable_modules(network):
         cut, whole = graph.cut(module), whole_network(network, module)
-        assert torch.equal(cut.weight, network.get_submodule(module).weight), module
+        assert torch.equal(cut.weights[0], network.get_submodule(module).weight), module
         boundary = cut.before(x)
         copies = [tensor.clone() for tensor in boundary]
-        for weight in (cut.weight, moved_weight(cut, by=0.1)):
+        for weight in (cut.weights[0], moved_weight(cut, by=0.1)):
             found = logits_and_gradient(cut.after, weight, boundary)
             right = logits_and_gradient(whole.after, weight, (x,))
             for one, other in zip(found, right, strict=True):
@@ -57,7 +57,7 @@ def test_every_cut_is_the_network_in_value_and_gradient(name, width, shaken):
             # What was computed once serves again and again.
             assert all(torch.equal(a, b) for a, b in zip(boundary, copies, strict=True)), module
         with torch.no_grad():
-            torch.testing.assert_close(cut.after(cut.weight, *boundary), network(x), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(cut.after(*cut.weights, *boundary), network(x), rtol=1e-10, atol=1e-10)
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
@@ -68,7 +68,7 @@ def test_only_what_follows_the_module_is_computed_again():
         module: {node.target for node in graph.cut(module).after.graph.nodes if node.op == "call_module"}
         for module in scannable_modules(network)
     }
-    assert called["fc"] == {"moved"}
+    assert called["fc"] == {"moved_0"}
     assert "layer3.0.conv2" not in called["layer4.0.conv1"]
     assert "layer4.0.conv2" in called["layer4.0.conv1"]
     assert "layer4.0.conv2" not in called["layer4.0.downsample.0"]  # the other branch of the block
@@ -86,7 +86,7 @@ def test_whole_network_is_the_network_with_another_weight(shaken):
     network, x = shaken(build("resnet_small", width=8)), images()
     whole = whole_network(network, "layer2.0.conv1")
     weight = moved_weight(whole, by=0.5)
-    original = whole.weight.clone()
+    original = whole.weights[0].clone()
     found = whole.after(weight, *whole.before(x))
     assert torch.equal(network.layer2[0].conv1.weight, original)
     with torch.no_grad():
@@ -152,10 +152,10 @@ def test_a_module_that_is_not_called_once_cannot_be_cut(module, calls):
 def test_what_cannot_be_cut_is_run_whole_and_says_so(make, module, reason):
     network, x = plain(make()), images()
     runtime = Runtime(torch.device("cpu"))
-    cut, boundary = checked_cut(frozen_graph(network, runtime), network, module, x, network(x), runtime)
+    cut, boundary = checked_cut(frozen_graph(network, runtime), network, [module], x, network(x), runtime)
     assert len(runtime.fallbacks) == 1 and reason in runtime.fallbacks[0]
     assert boundary[0] is x and cut.before(x)[0] is x
-    for weight in (cut.weight, moved_weight(cut, by=0.1)):
+    for weight in (cut.weights[0], moved_weight(cut, by=0.1)):
         found = [cut.after(weight, *boundary) for _ in range(2)]
         assert torch.equal(*found)
         whole = torch.func.functional_call(network, {f"{module}.weight": weight}, (x,))
@@ -165,7 +165,7 @@ def test_what_cannot_be_cut_is_run_whole_and_says_so(make, module, reason):
 def test_the_rest_of_an_overwriting_network_is_still_cut():
     network, x = plain(Overwriting()), images()
     runtime = Runtime(torch.device("cpu"))
-    _, boundary = checked_cut(frozen_graph(network, runtime), network, "fc", x, network(x), runtime)
+    _, boundary = checked_cut(frozen_graph(network, runtime), network, ["fc"], x, network(x), runtime)
     assert runtime.fallbacks == [] and boundary[0].shape == (4, 3)
 
 
@@ -186,7 +186,7 @@ def test_timm_networks_are_cut_and_not_run_whole(name, modules, shaken):
     graph = frozen_graph(network, runtime)
     reference = network(x)
     for module in modules:
-        cut, boundary = checked_cut(graph, network, module, x, reference, runtime)
+        cut, boundary = checked_cut(graph, network, [module], x, reference, runtime)
         assert runtime.fallbacks == []
         whole = whole_network(network, module)
         assert any(isinstance(value, Tensor) for value in boundary)

@@ -12,10 +12,11 @@ from rift.attacks import Attack
 from rift.data import load_dataset
 from rift.errors import UserError
 from rift.models import scannable_modules
-from rift.stages import mrc_scan
+from rift.stages import joint_scan, mrc_scan
 from rift.store import StageFolder
 
 stage = import_module("rift.stages.mrc_scan")
+joint_stage = import_module("rift.stages.joint_scan")
 
 ATTACK = Attack(
     norm="linf", epsilon=0.1, step_size=0.05, steps=2, random_start=True, keep="last", batchnorm="eval"
@@ -181,3 +182,76 @@ def test_a_diverged_scan_is_one_sentence(session, theta_at, tmp_path):
     overrides = "stage.mrc.lr=1e30", "stage.mrc.epochs=3"
     with pytest.raises(UserError, match=r"scan of conv1 diverged: lower stage\.mrc\.lr"):
         scan(session, stage_folder(tmp_path), theta_at, *overrides)
+
+
+def images_of_part(session, part):
+    options = options_of("stage.mrc.max_images=20", f"stage.mrc.part={part}")
+    return stage.scanned_split(session, options)
+
+
+def test_parts_are_balanced_and_share_no_image(session):
+    parts = [images_of_part(session, part) for part in range(3)]
+    indices = torch.cat([part.indices for part in parts])
+    assert len(indices.unique()) == len(indices) == 60
+    for part in parts:
+        assert part.labels.bincount(minlength=10).max() <= 3  # of ten classes in twenty images
+
+
+def test_a_part_beyond_the_split_is_one_sentence(session, theta_at, tmp_path):
+    with pytest.raises(UserError, match=r"stage\.mrc\.part=6 of 20 images, .* 120 of stage\.mrc\.split=train"):
+        scan(session, stage_folder(tmp_path), theta_at, "stage.mrc.max_images=20", "stage.mrc.part=6")
+
+
+# -- sets of modules ---------------------------------------------------------------------------------
+
+
+def joint(session, folder, theta_at, scanned, size=3):
+    options = options_of("stage.mrc.solver=projected")
+    return joint_scan(session, folder, options, size, scanned[1]["ranking"], theta_at, ATTACK)
+
+
+@pytest.fixture(scope="module")
+def jointly(session, theta_at, scanned, tmp_path_factory):
+    folder = stage_folder(tmp_path_factory.mktemp("joint"))
+    return folder, joint(session, folder, theta_at, scanned)
+
+
+def test_the_greedy_set_grows_by_the_module_of_least_joint_mrc(session, scanned, jointly):
+    _, result = jointly
+    names = [row["module"] for row in scanned[1]["modules"]]
+    sets = {frozenset(row["modules"]): row["mrc"] for row in result["sets"]}
+    first, second, third = (row["modules"] for row in result["greedy"])
+    assert set(first) < set(second) < set(third)
+    for smaller, larger in (([], first), (first, second), (second, third)):
+        candidates = [frozenset({*smaller, name}) for name in names if name not in smaller]
+        assert min(candidates, key=sets.get) == frozenset(larger)
+        assert [name for name in names if name in larger] == larger, "in network order"
+    lowest = [row["modules"] for row in result["top_k"]]
+    assert [set(modules) for modules in lowest] == [set(scanned[1]["ranking"][:k]) for k in (1, 2, 3)]
+
+
+def test_a_set_of_one_has_the_scans_mrc_by_the_same_solver(session, theta_at, jointly, tmp_path):
+    single = scan(session, stage_folder(tmp_path), theta_at, "stage.mrc.solver=projected")
+    sets = {tuple(row["modules"]): row["mrc"] for row in jointly[1]["sets"]}
+    for row in single["modules"]:
+        assert sets[(row["module"],)] == pytest.approx(row["mrc"], rel=1e-6)
+
+
+def test_a_killed_joint_scan_goes_on_to_the_same_result(
+    session, theta_at, tmp_path, scanned, jointly, monkeypatch
+):
+    search, calls = joint_stage.criticality_of, []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) > 4:
+            raise Killed
+        return search(*arguments)
+
+    monkeypatch.setattr(joint_stage, "criticality_of", dying)
+    with pytest.raises(Killed):
+        joint(session, stage_folder(tmp_path), theta_at, scanned)
+    monkeypatch.undo()
+    folder = stage_folder(tmp_path)
+    assert joint(session, folder, theta_at, scanned) == jointly[1]
+    assert folder.rows() == jointly[0].rows()

@@ -106,10 +106,10 @@ def test_values_of_the_unmoved_network_are_the_networks(trained, examples):
     loss, accuracy = robust_loss(lambda _, x: trained(x), images.new_empty(0), [((images,), labels)])
     for name in ("conv1", "layer2.0.downsample.0", "fc"):
         view = scanned.at(name)
-        assert robust_loss(view.logits, view.weight, view.batches()) == pytest.approx(
+        assert robust_loss(view.logits, view.weights, view.batches()) == pytest.approx(
             (loss, accuracy), rel=1e-5
         )
-        rough, _ = robust_loss(view.search_logits, view.weight, view.search_batches())
+        rough, _ = robust_loss(view.search_logits, view.weights, view.search_batches())
         assert rough == pytest.approx(loss, rel=0.05) and rough != pytest.approx(loss, rel=1e-6)
 
 

@@ -105,7 +105,7 @@ def robust_loss(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> t
 
 def mrc(
     model: nn.Module,
-    name: str,
+    names: str | Sequence[str],
     batches: Sequence[tuple[Tensor, Tensor]],
     *,
     lr: float,
@@ -115,37 +115,42 @@ def mrc(
     worst: bool,
     shuffled: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None,
 ) -> tuple[float, float]:
-    """Algorithm 1 through the whole network: (MRC, robust accuracy drop) of one module.
+    """Algorithm 1 through the whole network: (MRC, robust accuracy drop) of one module, or of several that
+    move at once, each within its own ball.
 
     With `stop`, the search ends after the first projection (the paper); with `worst`, the worst epoch
     counts instead of the last one (the published code, which also shuffles: `shuffled` are each epoch's
     batches).
     """
     model.eval()
-    weight = model.get_submodule(name).weight
-    original = weight.detach().clone()
-    radius = epsilon_w * original.norm().item()
+    names = [names] if isinstance(names, str) else names
+    weights = [model.get_submodule(name).weight for name in names]
+    originals = [weight.detach().clone() for weight in weights]
     base_loss, base_accuracy = robust_loss(model, batches)
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter is weight)
-    optimizer = torch.optim.SGD([weight], lr=lr)
+        parameter.requires_grad_(any(parameter is weight for weight in weights))
+    optimizer = torch.optim.SGD(weights, lr=lr)
     scores = []
     for epoch in range(epochs):
         for x, y in batches if shuffled is None else shuffled[epoch]:
             optimizer.zero_grad()
             (-F.cross_entropy(model(x), y)).backward()
             optimizer.step()
-        delta = weight.detach() - original
-        violated = delta.norm().item() > radius
-        if violated:
-            delta = delta * (radius / delta.norm().item())
-        with torch.no_grad():
-            weight.copy_(original + delta)
+        violated = False
+        for weight, original in zip(weights, originals, strict=True):
+            radius = epsilon_w * original.norm().item()
+            delta = weight.detach() - original
+            if delta.norm().item() > radius:
+                violated = True
+                delta = delta * (radius / delta.norm().item())
+            with torch.no_grad():
+                weight.copy_(original + delta)
         scores.append(robust_loss(model, batches))
         if violated and stop:
             break
     with torch.no_grad():
-        weight.copy_(original)
+        for weight, original in zip(weights, originals, strict=True):
+            weight.copy_(original)
     loss, accuracy = max(scores) if worst else scores[-1]
     return loss - base_loss, base_accuracy - accuracy
 

@@ -2,7 +2,8 @@
 
 While the MRC scan moves the weight of one module, everything before that module is constant. Between the
 two halves lie the *boundary* tensors: the module's input and whatever else the second half needs from the
-first, such as the other branch of a residual block.
+first, such as the other branch of a residual block. Where several modules move at once, the cut is at the
+first of them.
 
 A *waist* is a point where everything that follows depends on one tensor alone: the input of a residual
 block, say. The last waist before a module is its *entry*. Modules of one block share their entry, and the
@@ -29,11 +30,11 @@ class Cut:
     """A network cut at one module.
 
     Attributes:
-        entry: name of the waist before the module; None stands for the images themselves.
+        entry: name of the waist before the (first) module; None stands for the images themselves.
         reach: images (B, C, H, W) -> the tensor at the entry.
         inside: that tensor -> the boundary, what the second half needs: tensors, and sizes read from tensors.
-        after: (weight, *boundary) -> logits (B, K); differentiable in the weight alone.
-        weight: the module's weight in the network itself (not folded).
+        after: (*weights, *boundary) -> logits (B, K); differentiable in the weights alone.
+        weights: the modules' weights in the network itself (not folded).
         whole: nothing is cut off, the second half is the network.
     """
 
@@ -41,7 +42,7 @@ class Cut:
     reach: Callable[[Tensor], Tensor]
     inside: Callable[[Tensor], tuple[Tensor, ...]]
     after: Callable[..., Tensor]
-    weight: Tensor
+    weights: tuple[Tensor, ...]
     whole: bool = False
 
     def before(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -96,33 +97,33 @@ class FrozenGraph:
         twin._nodes = {node.name: node for node in twin._graph.graph.nodes}
         return twin
 
-    def cut(self, name: str) -> Cut:
-        """Cuts at the module of this exact name.
+    def cut(self, *names: str) -> Cut:
+        """Cuts at the module of this exact name, or at the first of several.
 
         Raises:
-            ValueError: the graph does not call that module exactly once.
+            ValueError: the graph does not call each module exactly once.
         """
-        moved = self._call_of(name)
+        moved = [self._call_of(name) for name in names]
         order = list(self._nodes)
-        earlier = order[: order.index(moved.name)]
+        earlier = order[: min(order.index(node.name) for node in moved)]
         entry = next((waist for waist in reversed(self._waists) if waist in earlier), None)
         inside = self._between(entry, self._boundary(moved))
-        weight = self._network.get_submodule(name).weight.detach()
-        return Cut(entry, self.path(None, entry), inside, self.after(name), weight)
+        weights = tuple(self._network.get_submodule(name).weight.detach() for name in names)
+        return Cut(entry, self.path(None, entry), inside, self.after(*names), weights)
 
-    def after(self, name: str) -> fx.GraphModule:
+    def after(self, *names: str) -> fx.GraphModule:
         """The second half alone, see `Cut.after`.
 
         Raises:
-            ValueError: the graph does not call that module exactly once.
+            ValueError: the graph does not call each module exactly once.
         """
-        moved = self._call_of(name)
+        moved = [self._call_of(name) for name in names]
         # A traced network also reads parameters directly (a class token, a norm written as a function).
         targets = {
             **dict(self._graph.named_modules()),
             **dict(self._graph.named_parameters(remove_duplicate=False)),
             **dict(self._graph.named_buffers(remove_duplicate=False)),
-            "moved": self._moved_layer(name),
+            **{_moved(position): self._moved_layer(name) for position, name in enumerate(names)},
         }
         return fx.GraphModule(targets, _after(self._graph.graph, self._boundary(moved), moved))
 
@@ -144,7 +145,7 @@ class FrozenGraph:
             raise ValueError(f"{name} is called {len(calls)} times")
         return calls[0]
 
-    def _boundary(self, moved: fx.Node) -> list[fx.Node]:
+    def _boundary(self, moved: list[fx.Node]) -> list[fx.Node]:
         dependent = _dependent_on(moved)
         return [
             node
@@ -191,9 +192,13 @@ def _writes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return by_name or bool(node.kwargs.get("inplace")) or node.target is operator.setitem
 
 
-def _dependent_on(first: fx.Node) -> set[fx.Node]:
-    dependent = {first}
-    for node in first.graph.nodes:  # topological order
+def _moved(position: int) -> str:
+    return f"moved_{position}"
+
+
+def _dependent_on(first: list[fx.Node]) -> set[fx.Node]:
+    dependent = set(first)
+    for node in first[0].graph.nodes:  # topological order
         if any(source in dependent for source in node.all_input_nodes):
             dependent.add(node)
     return dependent
@@ -217,27 +222,29 @@ def _before(graph: fx.Graph, start: fx.Node | None, ends: list[fx.Node]) -> fx.G
     return half
 
 
-def _after(graph: fx.Graph, boundary: list[fx.Node], moved: fx.Node) -> fx.Graph:
-    """The part that follows the moved module; its weight and the boundary tensors are arguments."""
+def _after(graph: fx.Graph, boundary: list[fx.Node], moved: list[fx.Node]) -> fx.Graph:
+    """The part that follows the moved modules; their weights and the boundary tensors are arguments."""
     dependent, half, made = _dependent_on(moved), fx.Graph(), {}
-    weight = half.placeholder("weight")
+    weights = [half.placeholder(f"weight_{position}") for position in range(len(moved))]
     for position, node in enumerate(boundary):
         made[node] = half.placeholder(f"boundary_{position}")
     for node in graph.nodes:
         constant = node.op == "get_attr" and any(user in dependent for user in node.users)
-        if node is moved:
-            made[node] = half.call_module("moved", (made[node.args[0]], weight))
+        if node in moved:
+            position = moved.index(node)
+            made[node] = half.call_module(_moved(position), (made[node.args[0]], weights[position]))
         elif node in dependent or constant:
             made[node] = half.node_copy(node, made.__getitem__)
     return half
 
 
-def whole_network(network: nn.Module, name: str) -> Cut:
+def whole_network(network: nn.Module, *names: str) -> Cut:
     """The fallback where a network cannot be cut: nothing is computed once, everything each time."""
-    weight_name = f"{name}.weight"
 
-    def after(weight: Tensor, images: Tensor) -> Tensor:
-        return torch.func.functional_call(network, {weight_name: weight}, (images,))
+    def after(*arguments: Tensor) -> Tensor:
+        *weights, images = arguments
+        moved = {f"{name}.weight": weight for name, weight in zip(names, weights, strict=True)}
+        return torch.func.functional_call(network, moved, (images,))
 
-    weight = network.get_submodule(name).weight.detach()
-    return Cut(None, lambda images: images, lambda images: (images,), after, weight, whole=True)
+    weights = tuple(network.get_submodule(name).weight.detach() for name in names)
+    return Cut(None, lambda images: images, lambda images: (images,), after, weights, whole=True)

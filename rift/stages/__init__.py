@@ -6,6 +6,8 @@ from rift.stages.corruption_evaluation import corruption_evaluation
 from rift.stages.evaluation import evaluation
 from rift.stages.fine_tuning import choose_modules, fine_tuning
 from rift.stages.interpolation import best_alpha, interpolate, interpolation
+from rift.stages.joint_scan import joint_scan
+from rift.stages.module_gains import module_gains
 from rift.stages.mrc_scan import mrc_scan
 from rift.stages.natural_shift import natural_shift
 from rift.stages.session import Session
@@ -21,6 +23,8 @@ __all__ = [
     "fine_tuning",
     "interpolate",
     "interpolation",
+    "joint_scan",
+    "module_gains",
     "mrc_scan",
     "natural_shift",
 ]

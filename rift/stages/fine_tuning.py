@@ -18,7 +18,7 @@ from rift.progress import measured
 from rift.randomness import derive_seed, permutation
 from rift.runtime import batchnorm_layers, borrowed, gradient_pass, seed_everything
 from rift.runtime.graphs import Pass
-from rift.stage_options import BY_CHANCE, BY_CRITICALITY, TARGETS, FinetuneConfig
+from rift.stage_options import BY_CHANCE, BY_CRITICALITY, SETS, TARGETS, FinetuneConfig
 from rift.stages.session import Session
 from rift.stages.training import Training
 from rift.store import StageFolder
@@ -29,6 +29,7 @@ def choose_modules(
     network: nn.Module,
     scans: Callable[[str], bool] = lambda name: True,
     ranking: list[str] | None = None,
+    joint: list[list[str]] | None = None,
 ) -> list[str]:
     """The names of the modules that the target stands for, in network order.
 
@@ -37,6 +38,7 @@ def choose_modules(
         network: whose modules they are.
         scans: whether a module of this name is among those that the scan, and chance, choose from.
         ranking: module names, least critical first; needed for the targets that speak of criticality.
+        joint: for `joint_k`, the chosen sets of 1, 2, … modules.
 
     Raises:
         UserError: no such module, or more modules than there are.
@@ -52,12 +54,14 @@ def choose_modules(
         if target in BY_CHANCE:
             ranking = _shuffled([name for name in names if scans(name)], options.target_seed)
         assert ranking is not None
-        if top_k > len(ranking) and target in ("top_k", "random_k"):
+        if top_k > len(ranking) and target in SETS:
             raise UserError(
                 f"stage.finetune.top_k={top_k}, but only {len(ranking)} modules are scanned: give fewer."
             )
-        count = top_k if target in ("top_k", "random_k") else 1
+        count = top_k if target in SETS else 1
         chosen = ranking[-1:] if target == "most_critical" else ranking[:count]
+        if target == "joint_k" and joint is not None:
+            chosen = joint[top_k - 1]
         return [name for name in names if name in chosen]
     if target not in names:
         known = choose_from(target, [*TARGETS, *names])

@@ -86,10 +86,10 @@ def mrc_scan(
 
 
 def criticality_of(view: View, baseline: tuple[float, float], solver: Solver) -> Criticality:
-    """MRC of the module that the view is of."""
+    """MRC of the module, or the set of modules, that the view is of."""
     return module_robust_criticality(
         view.logits,
-        view.weight,
+        view.weights,
         view.batches,
         baseline,
         solver,
@@ -124,22 +124,39 @@ def adversarial_examples(
 
 
 def scanned_split(session: Session, options: MRCConfig) -> Split:
-    """The images of the scan, in an order fixed by the seed; with `max_images` a class-balanced part."""
+    """The images of the scan, in an order fixed by the seed; with `max_images` a class-balanced part.
+
+    Raises:
+        UserError: the split has no such part.
+    """
     split = session.dataset.split(options.split)
     order = permutation(("scan order", session.seed), len(split)).to(split.device)
+    check_part(options, len(split))
     if options.max_images is not None and options.max_images < len(split):
-        order = _balanced_start(split.labels[order], order, options.max_images)
+        order = _balanced_part(split.labels[order], order, options.max_images, options.part)
     return split.subset(order)
 
 
-def _balanced_start(labels: Tensor, order: Tensor, count: int) -> Tensor:
-    """`count` entries of `order`, as evenly spread over the classes as they can be, in their order."""
+def check_part(options: MRCConfig, count: int) -> None:
+    """Raises `UserError` if a split of this many images has no such part."""
+    if options.part > 0 and (options.part + 1) * options.max_images > count:
+        raise UserError(
+            f"stage.mrc.part={options.part} of {options.max_images} images, counted from 0, is not in the "
+            f"{count} of stage.mrc.split={options.split}: give a smaller stage.mrc.max_images."
+        )
+
+
+def _balanced_part(labels: Tensor, order: Tensor, count: int, part: int) -> Tensor:
+    """`count` entries of `order`, as evenly spread over the classes as they can be, in their order.
+
+    Parts of other numbers have other entries.
+    """
     # The n-th image of its class comes before every (n+1)-th.
     nth = torch.zeros_like(labels)
     for label in labels.unique():
         members = labels == label
         nth[members] = torch.arange(int(members.sum()), device=labels.device)
-    chosen = torch.sort(nth, stable=True).indices[:count]
+    chosen = torch.sort(nth, stable=True).indices[part * count : (part + 1) * count]
     return order[chosen.sort().values]
 
 

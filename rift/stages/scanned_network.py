@@ -1,8 +1,8 @@
-"""A frozen network as the MRC scan sees it: the robust loss as a function of one module's weight."""
+"""A frozen network as the MRC scan sees it: the robust loss as a function of one or several weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -23,17 +23,17 @@ CHECKED = 4  # images by which a cut network is compared with the whole one
 
 @dataclass(frozen=True)
 class View:
-    """What `module_robust_criticality` needs of one module.
+    """What `module_robust_criticality` needs of one module, or of a set.
 
     Attributes:
-        weight: of the module.
-        logits: (weight, *boundary) -> logits (B, K), in the network's precision.
+        weights: of the modules.
+        logits: (*weights, *boundary) -> logits (B, K), in the network's precision.
         batches: makes a pass over the adversarial examples for `logits`.
         search_logits, search_batches: the same for the search alone, perhaps in lower precision.
         cached: share of the images whose activations are kept from pass to pass.
     """
 
-    weight: Tensor
+    weights: tuple[Tensor, ...]
     logits: Logits
     batches: Callable[[], Iterable[Batch]]
     search_logits: Logits
@@ -79,11 +79,12 @@ class ScannedNetwork:
             self._graph, images, labels, batch_size, runtime.cache_bound(), runtime.full_batches
         )
 
-    def at(self, name: str) -> View:
-        """The network cut at a module. The views of earlier modules are of no use afterwards."""
-        sample = self._sample, self._reference
-        cut, boundary = checked_cut(self._graph, self._network, name, *sample, self._runtime)
-        low = self._lowered_after(name, cut, boundary)
+    def at(self, *names: str) -> View:
+        """The network cut at a module, or at the first of several. Earlier views are of no use afterwards."""
+        cut, boundary = checked_cut(
+            self._graph, self._network, names, self._sample, self._reference, self._runtime
+        )
+        low = self._lowered_after(names, cut, boundary)
         precision = None if low is None else self._precision
         self._cache.enter(cut, precision)
         search_passes = self._cache.passes
@@ -91,10 +92,10 @@ class ScannedNetwork:
             passed = count()
 
             def search_passes() -> Iterator[Batch]:
-                return self._shuffled_pass(cut, precision, (*self._orders, name, next(passed)))
+                return self._shuffled_pass(cut, precision, (*self._orders, *names, next(passed)))
 
         return View(
-            cut.weight,
+            cut.weights,
             cut.after,
             self._cache.exact_passes,
             low or cut.after,
@@ -115,22 +116,22 @@ class ScannedNetwork:
             yield boundary, self._labels[part]
 
     @torch.no_grad()
-    def _lowered_after(self, name: str, cut: Cut, boundary: tuple[Tensor, ...]) -> Logits | None:
+    def _lowered_after(self, names: Sequence[str], cut: Cut, boundary: tuple[Tensor, ...]) -> Logits | None:
         """The second half in the search's precision; None where it would be the same or does not serve."""
         if self._precision == torch.float32:
             return None
         reason = "it is run whole"
         if not cut.whole:
             try:
-                after = self._low_graph.after(name)
+                after = self._low_graph.after(*names)
                 with untuned():
-                    found = after(cut.weight, *lowered(boundary, self._precision))
+                    found = after(*cut.weights, *lowered(boundary, self._precision))
                 if relative_difference(found, self._reference) <= agreement(self._precision, found.device):
                     return after
                 reason = "its logits are too far off"
             except (ValueError, RuntimeError) as error:  # no such cut, or an operation without that precision
                 reason = str(error).splitlines()[0]
-        self._runtime.fall_back(f"the scan searches {name} in float32 ({reason})")
+        self._runtime.fall_back(f"the scan searches {' + '.join(names)} in float32 ({reason})")
         return None
 
 
@@ -152,17 +153,17 @@ def frozen_graph(
 def checked_cut(
     graph: FrozenGraph | None,
     network: nn.Module,
-    name: str,
+    names: Sequence[str],
     images: Tensor,
     reference: Tensor,
     runtime: Runtime,
 ) -> tuple[Cut, tuple[Tensor, ...]]:
-    """The network cut at a module; whole where that cannot be done or does not agree with the network.
+    """The network cut at the first module that moves; whole where that cannot be done or does not agree.
 
     Args:
         graph: the network, traced.
         network: the network itself.
-        name: of the module.
+        names: of the modules that will move.
         images: a few.
         reference: the network's logits of them.
         runtime: takes the fallback.
@@ -170,11 +171,11 @@ def checked_cut(
     Returns:
         The cut, and its boundary for these images.
     """
-    whole = whole_network(network, name), (images,)
+    whole = whole_network(network, *names), (images,)
     if graph is None:
         return whole
     try:
-        cut = graph.cut(name)
+        cut = graph.cut(*names)
         with untuned():
             boundary, found, kept = _tried(cut, images)
     except Exception as error:  # see frozen_graph
@@ -185,7 +186,7 @@ def checked_cut(
         return whole
     if not (kept and relative_difference(found, reference) <= agreement(torch.float32, images.device)):
         runtime.fall_back(
-            f"the network cut at {name} gives other logits, so that module's scan runs it whole"
+            f"the network cut at {' + '.join(names)} gives other logits, so that module's scan runs it whole"
         )
         return whole
     return cut, boundary
@@ -197,5 +198,5 @@ def _tried(cut: Cut, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor, bool]:
     pairs = [(entry, entry.clone())]
     boundary = cut.inside(entry)
     pairs += [(value, value.clone()) for value in boundary if isinstance(value, Tensor)]
-    found = cut.after(cut.weight, *boundary)
+    found = cut.after(*cut.weights, *boundary)
     return boundary, found, all(torch.equal(*pair) for pair in pairs)
