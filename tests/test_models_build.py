@@ -13,11 +13,15 @@ from torch.nn import functional
 
 from rift.errors import UserError
 from rift.models import MODELS, build_model, network_name, scannable_modules, timm_models
-from rift.models.wide_resnet import wide_resnet
+from rift.models.registry import own_width
+from rift.models.silu_wide_resnet import SiluWideResNet
+from rift.models.wide_resnet import WideResNet, wide_resnet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 # Every own network, narrow.
-NARROW = {"resnet18": 4, "resnet34": 4, "resnet_small": 4, "wrn34_10": 1}
+NARROW = {"resnet18": 4, "resnet34": 4, "resnet_small": 4, "preact_resnet18": 4} | dict.fromkeys(
+    ["wrn28_10", "wrn34_10", "wrn70_16", "wrn_silu_28_10", "wrn_silu_34_10", "wrn_silu_70_16"], 1
+)
 
 
 def build(name, **options):
@@ -76,12 +80,31 @@ class PublishedResNet(nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "parameters", "modules"),
-    [("resnet18", 11_173_962, 21), ("resnet34", 21_282_122, 37), ("wrn34_10", 46_160_474, 35)],
+    [
+        ("resnet18", 11_173_962, 21),
+        ("resnet34", 21_282_122, 37),
+        ("preact_resnet18", 11_172_170, 21),
+        ("wrn28_10", 36_479_194, 29),
+        ("wrn34_10", 46_160_474, 35),
+        ("wrn_silu_28_10", 36_479_194, 29),
+    ],
 )
 def test_size_is_the_published_one(name, parameters, modules):
     model = build(name)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(scannable_modules(model)) == modules
+
+
+def test_every_own_network_is_tested_narrow():
+    assert set(NARROW) == set(MODELS) - {"timm"}
+
+
+@pytest.mark.parametrize("network", [WideResNet, SiluWideResNet])
+def test_size_of_wrn_70_16_is_the_published_one(network):
+    with torch.device("meta"):  # a gigabyte otherwise
+        model = network(depth=70, width=16, num_classes=10, in_channels=3)
+    assert sum(p.numel() for p in model.parameters()) == 266_796_506
+    assert own_width("wrn70_16") == own_width("wrn_silu_70_16") == 16
 
 
 def test_small_resnet_is_resnet18_with_one_block_per_stage_and_16_channels():
@@ -118,8 +141,9 @@ def test_resnet_is_the_published_one_from_the_first_draw_on():
     torch.testing.assert_close(ours(x), published(normalised), rtol=1e-5, atol=1e-5)
 
 
-def test_wide_resnet_initial_weights():
-    model = build("wrn34_10", width=4)
+@pytest.mark.parametrize(("name", "head"), [("wrn34_10", "fc"), ("wrn_silu_28_10", "logits")])
+def test_wide_resnet_initial_weights(name, head):
+    model = build(name, width=4)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             std = (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5
@@ -128,7 +152,7 @@ def test_wide_resnet_initial_weights():
         elif isinstance(module, nn.BatchNorm2d):
             assert bool((module.weight == 1).all()) and bool((module.bias == 0).all())
             assert bool((module.running_var == 1).all()) and bool((module.running_mean == 0).all())
-    assert bool((model.fc.bias == 0).all())
+    assert bool((model.get_submodule(head).bias == 0).all())
 
 
 def test_wide_resnet_forward_by_hand():
@@ -176,6 +200,9 @@ def test_module_names_are_the_papers():
     wide = list(scannable_modules(build_narrow("wrn34_10", num_classes=7)))
     assert wide[0] == "conv1" and wide[-1] == "fc"
     assert {"block1.layer.3.conv2", "block2.layer.0.convShortcut"} <= set(wide)
+    preact = list(scannable_modules(build_narrow("preact_resnet18")))
+    assert preact[5:8] == ["layer2.0.conv1", "layer2.0.conv2", "layer2.0.shortcut.0"]
+    assert preact[0] == "conv1" and preact[-1] == "linear"
     # At widening factor 1 the first stage keeps its 16 channels and needs no shortcut convolution.
     assert "block1.layer.0.convShortcut" in scannable_modules(build("wrn34_10", width=2))
 
@@ -265,6 +292,8 @@ def test_any_timm_network_for_small_images(timm_name):
         ({"name": "resnet18", "width": 0}, "width 0"),
         ({"name": "resnet18", "width": 5}, "even"),
         ({"name": "wrn34_10", "width": 0}, "widening factor 0"),
+        ({"name": "wrn_silu_28_10", "width": 0}, "widening factor 0"),
+        ({"name": "preact_resnet18", "width": 0}, "width 0"),
         ({"name": "resnet18", "num_classes": 1}, "two classes"),
         ({"name": "resnet_small", "in_channels": 1}, "dataset.mean"),
         ({"name": "resnet_small", "std": (0.2, 0.0, 0.2)}, "not positive"),
@@ -297,6 +326,10 @@ def test_weights_that_cannot_be_downloaded_are_said_in_one_sentence(monkeypatch)
         ("resnet_small", {"width": 16}, "resnet_small"),
         ("wrn34_10", {"width": 10}, "wrn34_10"),
         ("wrn34_10", {"width": 5}, "wrn34_5"),
+        ("wrn28_10", {"width": 4}, "wrn28_4"),
+        ("wrn70_16", {"width": 16}, "wrn70_16"),
+        ("wrn_silu_34_10", {"width": 20}, "wrn_silu_34_20"),
+        ("preact_resnet18", {"width": 16}, "preact_resnet18_w16"),
         ("timm", {"timm_name": "resnet18"}, "timm_resnet18"),  # another stem than the paper's
         ("timm", {"timm_name": "resnet18", "pretrained": True}, "timm_resnet18_pretrained"),
     ],

@@ -100,7 +100,10 @@ def test_what_is_no_tensor_is_left_aside(tmp_path):
     assert note == "Left aside what is not a plain tensor: 'epoch'."
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module.", "model.", "module.1."],
+)
 def test_prefixes_are_stripped(tmp_path, prefix):
     state = weights(build())
     (note,) = assert_loads(saved(tmp_path, prefixed(prefix, state)))
@@ -150,15 +153,38 @@ def test_normalisation_that_agrees_is_dropped(tmp_path, mean_name, std_name):
         (
             "normalize.mean",
             (0.0, 0.0, 0.0),
-            "mean (0.0, 0.0, 0.0) but the model with (0.4914, 0.4822, 0.4465)",
+            "mean (0.0, 0.0, 0.0) but the model with mean (0.4914, 0.4822, 0.4465)",
         ),
-        ("std", (0.2023, 0.1994, 0.2010), "set dataset.std"),
-        ("mean", (float("nan"),) * 3, "set dataset.mean"),
+        ("std", (0.2023, 0.1994, 0.2010), "set 'dataset.std=[0.2023, 0.1994, 0.201]'."),
+        ("mean", (float("nan"),) * 3, "'mean' that are not finite"),
         ("mean", (0.4914, 0.4822), "unknown to the model (first 'mean')"),
     ],
 )
 def test_normalisation_that_differs_is_refused(tmp_path, name, values, said):
     assert_refused(saved(tmp_path, weights(build()) | {name: torch.tensor(values)}), said)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "options"),
+    [
+        (
+            (0.5, 0.4, 0.5),
+            (0.25, 0.25, 0.2),
+            "'dataset.mean=[0.5, 0.4, 0.5]' 'dataset.std=[0.25, 0.25, 0.2]'",
+        ),
+        ((0.0,) * 3, (1.0,) * 3, "model.normalise=false"),
+    ],
+)
+def test_the_whole_normalisation_is_said_as_options(tmp_path, mean, std, options):
+    state = weights(build()) | {"mu": torch.tensor(mean), "sigma": torch.tensor(std)}
+    assert_refused(saved(tmp_path, state), f": set {options}.")
+
+
+def test_images_left_alone_although_the_checkpoint_normalises_are_refused(tmp_path):
+    model = build_model("resnet_small", num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3, width=4)
+    state = weights(build()) | {"mean": torch.tensor(MEAN), "std": torch.tensor(STD)}
+    said = "set model.normalise=true 'dataset.mean=[0.4914, 0.4822, 0.4465]' 'dataset.std=[0.2471, 0.2435,"
+    assert_refused(saved(tmp_path, state), said, model=model)
 
 
 def test_half_precision_is_converted_and_said(tmp_path):
@@ -217,6 +243,14 @@ def test_another_architecture_is_refused(tmp_path, name, width):
 def test_two_networks_in_one_file_are_refused(tmp_path):
     content = {"net": weights(build()), "model": weights(build(seed=2))}
     assert_refused(saved(tmp_path, content), "'model' and 'net'")
+
+
+def test_weights_of_one_epoch_and_of_two(tmp_path):
+    (note,) = assert_loads(saved(tmp_path, {"last": weights(build()), "epoch": 3}))
+    assert note == "Took the weights under 'last' and left aside 'epoch'."
+    assert_loads(saved(tmp_path, {"net": weights(build()), "best": {"accuracy": 0.5}}))
+    content = {"last": weights(build()), "best": weights(build(seed=2))}
+    assert_refused(saved(tmp_path, content), "'best' and 'last'")
 
 
 @pytest.mark.parametrize(

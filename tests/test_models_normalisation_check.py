@@ -43,6 +43,11 @@ def test_weights_that_fit_are_said_to():
     assert note.endswith("without normalisation on 50.0%.")
 
 
+def test_weights_that_know_nothing_are_doubted():
+    note = check_normalisation(model(1e3), IMAGES, LABELS, "The checkpoint w.pt")
+    assert note.endswith("so the network may have another activation or padding than theirs.")
+
+
 @pytest.mark.parametrize(
     ("threshold", "remedy"),
     [

@@ -57,6 +57,8 @@ def train_a_step(network, x):
     [
         ("resnet_small", 4, 12),  # stem, two in each of four blocks, three shortcuts
         ("wrn34_10", 1, 15),  # pre-activation: a BatchNorm follows the first convolution of a block alone
+        ("preact_resnet18", 4, 8),
+        ("wrn_silu_28_10", 1, 12),
     ],
 )
 def test_is_the_eval_mode_network(name, width, pairs, channels_last, shaken):
@@ -155,7 +157,9 @@ def test_the_network_is_left_as_found(shaken):
     )
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet_small", 8), ("wrn34_10", 1)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("resnet_small", 8), ("preact_resnet18", 8), ("wrn34_10", 1), ("wrn_silu_28_10", 1)]
+)
 def test_bfloat16_is_close_and_gives_float32_logits(name, width, shaken):
     network = shaken(build(name, width=width))
     twin, _ = crafted(network, torch.bfloat16)
@@ -176,7 +180,7 @@ def test_bfloat16_is_close_and_gives_float32_logits(name, width, shaken):
     assert all((dtype == torch.float32) is (name in kept) for name, dtype in dtypes.items())
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet_small", 8), ("wrn34_10", 1)])
+@pytest.mark.parametrize(("name", "width"), [("resnet_small", 8), ("preact_resnet18", 4), ("wrn34_10", 1)])
 def test_lowered_images_get_channels_of_zeros_that_change_nothing(name, width, shaken):
     network = shaken(build(name, width=width)).double()
     twin, runtime = crafted(network, torch.bfloat16)

@@ -15,6 +15,7 @@ from rift.stages.scanned_network import checked_cut, frozen_graph
 
 RUNTIME = Runtime(torch.device("cpu"))
 LABELS = torch.arange(4)
+NETWORKS = [("resnet_small", 4), ("preact_resnet18", 4), ("wrn34_10", 1), ("wrn_silu_28_10", 1)]
 
 
 def images(size=8):
@@ -39,7 +40,7 @@ def logits_and_gradient(after, weight, boundary):
     return logits.detach(), torch.autograd.grad(F.cross_entropy(logits, LABELS), weight)[0]
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet_small", 4), ("wrn34_10", 1)])
+@pytest.mark.parametrize(("name", "width"), NETWORKS)
 def test_every_cut_is_the_network_in_value_and_gradient(name, width, shaken):
     network = shaken(build(name, width=width))
     state = {key: value.clone() for key, value in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Networks: ResNets and the wide ResNet of the AT literature, any of timm's, and anyone's weights."""
+"""Networks: ResNets and wide ResNets of the AT literature, any of timm's, and anyone's weights."""
 
 from rift.models.checkpoint_import import load_foreign_checkpoint
 from rift.models.modules import scannable_modules

@@ -17,6 +17,8 @@ from rift.errors import UserError
 
 # Where training scripts put the weights in what they save.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+# Where some put the weights of two epochs; beside one of the above, `best` is something else.
+_EPOCHS = ("best", "last")
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -76,7 +78,7 @@ def _unwrap(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
     """Follows the usual keys, however deep, to where the tensors are."""
     notes = []
     while isinstance(content, Mapping):
-        inside = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping) and content[key]]
+        inside = _filled(content, _WRAPPERS) or _filled(content, _EPOCHS)
         if not inside:
             return content, notes
         if len(inside) > 1:
@@ -89,6 +91,10 @@ def _unwrap(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
         notes.append(f"{note} and left aside {_listing(beside)}." if beside else f"{note}.")
         content = content[inside[0]]
     return {}, notes
+
+
+def _filled(content: Mapping[Any, Any], keys: tuple[str, ...]) -> list[str]:
+    return [key for key in keys if isinstance(content.get(key), Mapping) and content[key]]
 
 
 def _is_plain_entry(name: Any, value: Any) -> bool:

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from rift.errors import UserError
 from rift.models.checkpoint_file import read_state_dict
+from rift.models.checkpoint_form import advice
 from rift.models.modules import scannable_modules
 
-# What DistributedDataParallel and torch.compile put before every name.
-_PREFIXES = ("module.", "_orig_mod.")
-# The widespread CIFAR ResNet's names for what is called like this here and in timm.
-_SYNONYMS = {"shortcut": "downsample", "linear": "fc"}
+# What DistributedDataParallel, torch.compile, a wrapper that holds the network as its `model`, and
+# nn.Sequential(normalisation, network) put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "1.")
+# The widespread CIFAR ResNet's names for what is called like this here and in timm; classifiers have either.
+_SYNONYMS = {"shortcut": "downsample", "linear": "fc", "fc": "linear"}
 _NORMALISATION = {"mean": "mean", "_mean": "mean", "mu": "mean", "std": "std", "_std": "std", "sigma": "std"}
+_CHOOSE = "choose the model and model.width that it was trained with"
 # Publications round to four decimals, some up and some down.
 _NORMALISATION_TOLERANCE = 1.01e-4
 
@@ -25,8 +28,9 @@ def load_foreign_checkpoint(model: nn.Module, path: str | Path) -> list[str]:
     """Loads weights that were saved by any program into `model`, in place.
 
     Understood are state dicts in `.safetensors` or by `torch.save`, plain or under `state_dict`,
-    `model_state_dict`, `model` or `net`; the prefixes of DDP and torch.compile; the names of the widespread
-    CIFAR ResNet and WRN; and normalisation layers that agree with the model's own.
+    `model_state_dict`, `model`, `net`, `best` or `last`; the prefixes of DDP, torch.compile and wrappers that
+    normalise; the names of the widespread CIFAR ResNets and WRNs, RobustBench's and Bag-of-Tricks' among
+    them; and normalisation layers that agree with the model's own.
 
     Args:
         model: as `build_model` made it; after a refusal it is what it was before.
@@ -90,21 +94,39 @@ def _drop_normalisation(
     entries: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module, path: Path, notes: list[str]
 ) -> dict[str, Tensor]:
     own = getattr(model, "normalize", None)
-    kept = {}
+    kept, theirs, differing = {}, {}, False
     for name, value in entries.items():
         kind = _NORMALISATION.get(name.rpartition(".")[2])
         if name in expected or own is None or kind is None or value.numel() != own.mean.numel():
             kept[name] = value
             continue
-        theirs = value.flatten().double()
-        ours = getattr(own, kind).flatten().double().cpu()
-        if not bool(((theirs - ours).abs() <= _NORMALISATION_TOLERANCE).all()):
-            raise UserError(
-                f"The checkpoint {path} normalises with {kind} {_rounded(theirs)} but the model with "
-                f"{_rounded(ours)}: set dataset.{kind} to the checkpoint's."
-            )
+        _check_finite(name, value, path)
+        theirs[kind] = value.flatten().double()
+        difference = theirs[kind] - getattr(own, kind).flatten().double().cpu()
+        differing = differing or bool((difference.abs() > _NORMALISATION_TOLERANCE).any())
         notes.append(f"Dropped '{name}', which agrees with the model's own normalisation.")
+    if differing:
+        ours = {kind: getattr(own, kind).flatten() for kind in theirs}
+        raise UserError(
+            f"The checkpoint {path} normalises with {_in_words(theirs)} but the model with "
+            f"{_in_words(ours)}: set {_normalisation_options(theirs, own)}."
+        )
     return kept
+
+
+def _in_words(values: dict[str, Tensor]) -> str:
+    return " and ".join(f"{kind} {tuple(_rounded(value))}" for kind, value in sorted(values.items()))
+
+
+def _normalisation_options(theirs: dict[str, Tensor], own: nn.Module) -> str:
+    """What to type for the checkpoint's normalisation instead of the model's own."""
+    rounded = {kind: _rounded(value) for kind, value in sorted(theirs.items())}
+    if not any(rounded.get("mean", [1])) and set(rounded.get("std", [0])) == {1}:
+        return "model.normalise=false"
+    options = [f"'dataset.{kind}={values}'" for kind, values in rounded.items()]
+    if bool((own.mean == 0).all()) and bool((own.std == 1).all()):
+        options.insert(0, "model.normalise=true")
+    return " ".join(options)
 
 
 def _fill_counters(
@@ -138,10 +160,10 @@ def _check_fit(entries: dict[str, Tensor], expected: dict[str, Tensor], model: n
         theirs, ours = (tuple(d[reshaped[0]].shape) for d in (entries, expected))
         problems.append(f"{len(reshaped)} differ in shape (first '{reshaped[0]}', {theirs} and not {ours})")
     if problems:
-        raise UserError(
-            f"The checkpoint {path} does not fit the model: {', '.join(problems)}; choose the model and "
-            "model.width that it was trained with."
-        )
+        # Of the same form as the model, the file is a damaged or a varied copy of it.
+        form = advice(entries)
+        remedy = form if form and form != advice(expected) else _CHOOSE
+        raise UserError(f"The checkpoint {path} does not fit the model: {', '.join(problems)}; {remedy}.")
 
 
 def _check_classes(
@@ -168,19 +190,23 @@ def _check_values(
                 f"The checkpoint {path} holds '{name}' as {_dtype(value)} where the model has "
                 f"{_dtype(expected[name])}: give the original weights, not quantised ones."
             )
-        if not bool(torch.isfinite(value).all()):
-            raise UserError(
-                f"The checkpoint {path} has values in '{name}' that are not finite: give one from before the "
-                "training diverged."
-            )
+        _check_finite(name, value, path)
         if value.dtype != expected[name].dtype:
             converted[f"Converted {{}} entries from {_dtype(value)} to {_dtype(expected[name])}."] += 1
     notes.extend(sentence.format(count) for sentence, count in converted.items())
+
+
+def _check_finite(name: str, value: Tensor, path: Path) -> None:
+    if not bool(torch.isfinite(value).all()):
+        raise UserError(
+            f"The checkpoint {path} has values in '{name}' that are not finite: give one from before the "
+            "training diverged."
+        )
 
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    return tuple(round(value, 4) for value in values.tolist())
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]

@@ -29,7 +29,8 @@ def check_normalisation(model: nn.Module, images: Tensor, labels: Tensor, source
         source: the weights' origin, for the sentence.
 
     Returns:
-        One sentence: the normalisation in use, and the accuracy under it and without any.
+        One sentence: the normalisation in use, the accuracy under it and without any, and whether that is
+        hardly more than chance.
 
     Raises:
         UserError: under another one the accuracy is higher by more than `FAR_BETTER`.
@@ -53,9 +54,11 @@ def check_normalisation(model: nn.Module, images: Tensor, labels: Tensor, source
             f"{'model.normalise=false' if best == 'none' else remedy}."
         )
     mean, std = ([round(value, 4) for value in values] for values in own)
+    chance = float(labels.bincount().max()) / len(labels)
+    doubt = "; hardly more than chance, so the network may have another activation or padding than theirs"
     return (
         f"Normalises with mean {mean} and std {std}: right on {found:.1%} {on}, without normalisation on "
-        f"{accuracies['none']:.1%}."
+        f"{accuracies['none']:.1%}{doubt if found < chance + FAR_BETTER else ''}."
     )
 
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from rift.errors import UserError, choose_from
 from rift.models.normalisation import normalise_first
+from rift.models.preact_resnet import preact_resnet
 from rift.models.resnet import resnet
+from rift.models.silu_wide_resnet import silu_wide_resnet
 from rift.models.timm_models import timm_model
 from rift.models.wide_resnet import wide_resnet
 
@@ -21,7 +23,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(resnet, layers=(2, 2, 2, 2), width=64),
     "resnet34": partial(resnet, layers=(3, 4, 6, 3), width=64),
     "resnet_small": partial(resnet, layers=(1, 1, 1, 1), width=16),
+    "preact_resnet18": partial(preact_resnet, layers=(2, 2, 2, 2), width=64),
+    "wrn28_10": partial(wide_resnet, depth=28, width=10),
     "wrn34_10": partial(wide_resnet, depth=34, width=10),
+    "wrn70_16": partial(wide_resnet, depth=70, width=16),
+    "wrn_silu_28_10": partial(silu_wide_resnet, depth=28, width=10),
+    "wrn_silu_34_10": partial(silu_wide_resnet, depth=34, width=10),
+    "wrn_silu_70_16": partial(silu_wide_resnet, depth=70, width=16),
     "timm": timm_model,
 }
 
@@ -30,7 +38,7 @@ def network_name(family: str, *, timm_name: str | None, width: int | None, pretr
     """What results call a network; two networks that differ never share a name.
 
     Args:
-        family: one of `MODELS`; it alone is a network of the paper.
+        family: one of `MODELS`; `resnet18`, `resnet34` and `wrn34_10` alone are the paper's.
         timm_name, width, pretrained: as for `build_model`.
 
     Returns:
@@ -71,7 +79,7 @@ def build_model(
         mean: the data set's mean for each channel, for images in [0, 1].
         std: likewise, positive.
         width: channels of the first stage of a ResNet, the widening factor of a wide ResNet; None means the
-            network's own (64, 16 for `resnet_small`, 10 for `wrn34_10`).
+            network's own (64, 16 for `resnet_small`, 10 for `wrn34_10`, 16 for `wrn70_16`).
         timm_name: the network if `name` is "timm".
         pretrained: start from timm's published weights; only if `name` is "timm".
 

@@ -1,4 +1,4 @@
-"""The wide residual network of the adversarial training literature (pre-activation; WRN-34-10).
+"""The wide residual network of the adversarial training literature (pre-activation, ReLU; WRN-34-10).
 
 Module names follow the widespread implementation, since they are the names in the paper and in published
 checkpoints. Left out is that implementation's `sub_block1`, a copy of the first stage that is never called.
@@ -85,10 +85,22 @@ def wide_resnet(*, depth: int, width: int, num_classes: int, in_channels: int) -
     Raises:
         UserError: `width` is not positive.
     """
-    if width < 1:
-        raise UserError(f"A wide ResNet cannot have widening factor {width}: set model.width to 1 or more.")
+    check_widening(width)
     with torch.device("meta"):  # initial weights are drawn once, below
         model = WideResNet(depth, width, num_classes, in_channels)
+    draw_weights(model)
+    nn.init.zeros_(model.fc.bias)
+    return model
+
+
+def check_widening(width: int) -> None:
+    """Raises `UserError` at a widening factor that is not positive."""
+    if width < 1:
+        raise UserError(f"A wide ResNet cannot have widening factor {width}: set model.width to 1 or more.")
+
+
+def draw_weights(model: nn.Module) -> None:
+    """Gives a network without storage its first weights, on the CPU, in the order of the modules."""
     model.to_empty(device="cpu")
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -96,5 +108,3 @@ def wide_resnet(*, depth: int, width: int, num_classes: int, in_channels: int) -
             nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
         elif isinstance(module, (nn.BatchNorm2d, nn.Linear)):
             module.reset_parameters()  # BatchNorm: weight 1, bias 0
-    nn.init.zeros_(model.fc.bias)
-    return model
