@@ -7,21 +7,17 @@ is done. Nothing is ever written back: what is stored and logged is what was typ
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from rift.conf_files import CONF
 from rift.corruption_names import SEVERITIES
 from rift.errors import UserError, choose_from
 from rift.limits import at_least, folder_name, number, one_of, require, share, within_pixels
 from rift.method_options import MethodConfig, resolved
 from rift.stage_options import StageConfig
-
-# In an installed package the configuration lies inside it, in a checkout beside it.
-_INSIDE = Path(__file__).parent / "conf"
-CONF = _INSIDE if _INSIDE.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 @dataclass

@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rift import sweep
-from rift.config import CONF, to_config
+from rift.conf_files import CONF
+from rift.config import to_config
 from rift.errors import JobFailed, UserError
 from rift.explain import EXPECTED, INTERRUPTED, MISTAKE, SOME_FAILED, explain
 from rift.progress import set_up_logging

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rift.config import CONF, Config
+from rift.conf_files import CONF, flat
+from rift.config import Config
 from rift.method_options import resolved
 from rift.stage_options import BY_CHANCE, BY_CRITICALITY
 
@@ -177,14 +178,6 @@ def protocol_settings(name: str, config: Config) -> dict[str, Any]:
     set_here = flat(OmegaConf.to_container(tree, resolve=False)).keys()
     resolved = flat(OmegaConf.to_container(whole, resolve=True))
     return {option: resolved[option] for option in sorted(set_here - {"protocol.name"})}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by their dotted names: `stage.at.epochs`, …"""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def _differences(ours: dict[str, Any], paper: dict[str, Any], prefix: str) -> list[tuple[str, str]]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from rift.assembly import make_attack
 from rift.comparison import mcnemar, paired_bootstrap
+from rift.conf_files import flat
 from rift.config import Config
 from rift.naming import method_name, model_name
 from rift.pipeline import Pipeline
-from rift.protocol import departures, differences, flat, method_notes, selection_notes
+from rift.protocol import departures, differences, method_notes, selection_notes
 from rift.provenance import provenance
 from rift.stages.corruption_evaluation import per_image
 from rift.store import StageFolder

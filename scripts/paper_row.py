@@ -38,7 +38,8 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 
 from rift.checkpoint import load_tensors, save_json, write_atomically  # noqa: E402
-from rift.config import CONF, to_config  # noqa: E402
+from rift.conf_files import CONF  # noqa: E402
+from rift.config import to_config  # noqa: E402
 from rift.explain import EXPECTED, INTERRUPTED, MISTAKE, explain  # noqa: E402
 from rift.job import run_job  # noqa: E402
 from rift.main import quoted  # noqa: E402

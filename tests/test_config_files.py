@@ -15,13 +15,13 @@ from tiny_jobs import composed, config_of
 
 from rift.assembly import make_attack
 from rift.attacks import Attack
+from rift.conf_files import CONF
 from rift.config import number, to_config
 from rift.data import DATASETS
 from rift.explain import explain, option_names
-from rift.main import CONF
 from rift.method_options import OPTIONS as METHOD_OPTIONS
 from rift.models import MODELS
-from rift.stage_options import STAGES
+from rift.stage_options import CHAIN, STAGES
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
 GROUPS = sorted({str(path.parent) for path in FILES})
@@ -157,7 +157,7 @@ def test_without_arguments_it_is_the_paper_s_main_row():
     config = config_of()
     assert (config.model.family, config.dataset.name, config.method.name) == ("resnet18", "cifar10", "pgd_at")
     assert config.protocol.name == "paper"
-    assert config.stage.run == list(STAGES)
+    assert config.stage.run == list(CHAIN)
     assert config.dataset.mean == [0.4914, 0.4822, 0.4465]
     assert config.dataset.std == [0.2471, 0.2435, 0.2616]
     assert (config.dataset.padding, config.dataset.flip) == (4, True)

@@ -198,7 +198,7 @@ def test_parts_are_balanced_and_share_no_image(session):
 
 
 def test_a_part_beyond_the_split_is_one_sentence(session, theta_at, tmp_path):
-    with pytest.raises(UserError, match=r"stage\.mrc\.part=6 of 20 images, .* 120 of stage\.mrc\.split=train"):
+    with pytest.raises(UserError, match=r"stage\.mrc\.part=6 of 20 images, .* 120 of"):
         scan(session, stage_folder(tmp_path), theta_at, "stage.mrc.max_images=20", "stage.mrc.part=6")
 
 

@@ -18,8 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import rift
+from rift.conf_files import CONF
 from rift.config import to_config
-from rift.main import CONF, main, quoted
+from rift.main import main, quoted
 from rift.models import build_model
 from rift.runtime import Runtime, seed_everything
 from rift.stages import Session

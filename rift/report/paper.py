@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,16 +37,17 @@ def paper() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 
 
-def canonical_target(summary: dict[str, Any]) -> str | None:
+def canonical_target(summary: Mapping[str, Any]) -> str | None:
     """The fine-tuned modules as the paper's tables name them: `least_critical`, `all`, `top_3`, ...
 
     A module given by its exact name stays that name, as does any choice the paper does not have.
     """
     target = summary.get("target")
-    if target == "top_k":
-        count = len(summary.get("target_modules") or [])
-        return f"top_{count}" if count else "top_k"
-    return target
+    if target not in ("top_k", "joint_k", "random_k"):
+        return target
+    count = len(summary.get("target_modules") or [])
+    count = count or (summary.get("options") or {}).get("stage.finetune.top_k")
+    return f"{target[:-2]}_{count}" if count else target
 
 
 def paper_row(summary: dict[str, Any]) -> PaperRow | None:
@@ -55,7 +57,7 @@ def paper_row(summary: dict[str, Any]) -> PaperRow | None:
     reported = [row for row in paper()["rows"] if _same_setting(row, summary)]
     if not reported:
         return None
-    target = _paper_target(summary)
+    target = paper_target(summary)
     for row in reported:
         if row["target"] == target:
             return PaperRow(f"Table {row['table']}", _triple(row["at"]), _triple(row["rift"]))
@@ -82,10 +84,12 @@ def _has_paper_threat_model(summary: dict[str, Any]) -> bool:
     return abs(epsilon - PAPER_EPSILON) < 1e-6
 
 
-def _paper_target(summary: dict[str, Any]) -> str | None:
+def paper_target(summary: Mapping[str, Any]) -> str | None:
+    """What is fine-tuned, as the paper's tables tell it apart: the module that the authors found is the least
+    critical one, also if it was given by its name.
+    """
     target = canonical_target(summary)
     own = paper()["least_critical_module"].get(summary["model"], {}).get(summary["dataset"])
-    # Nothing fine-tuned yet, one of one, or by name the very module that the authors found.
     return "least_critical" if target in (None, "top_1", own) else target
 
 

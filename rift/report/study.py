@@ -13,6 +13,7 @@ from rift.report.paper import canonical_target, paper_row
 from rift.report.results import Job
 from rift.report.settings import settings_texts
 from rift.report.texts import attack_text, mean_text, ood_text
+from rift.report.tradeoff import dominated_area, harmonic_mean
 from rift.report.verdicts import against_paper, over_seeds
 
 SETTING = ["model", "dataset", "method", "protocol", "target", "attack", "ood", "settings", "smoke"]
@@ -22,6 +23,8 @@ _METRICS = {
     "robust_per_image": "robust_accuracy_per_image",
     "auto_attack": "auto_attack_accuracy",
     "auto_attack_quick": "auto_attack_quick_accuracy",
+    "harmonic": "harmonic_accuracy",  # of clean and robust, see `rift.report.tradeoff`
+    "area": "dominated_area",
     "ood": "ood_accuracy",  # of the published images
     "ood_generated": "ood_accuracy_generated",  # of our own: another column, and never beside the paper's
 }
@@ -56,7 +59,7 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
     records = []
     for job in jobs:
         summary = job.summary
-        at, rift = summary.get("at") or {}, summary.get("rift") or {}
+        at, rift = (_with_tradeoff(summary, which) for which in ("at", "rift"))
         restarts = (summary.get("attack") or {}).get("restarts")
         record = {
             key: summary.get(key) for key in ("model", "dataset", "method", "protocol", "seed", "name", "key")
@@ -90,6 +93,22 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
     frame[_MEASURED] = frame[_MEASURED].astype(float)
     frame[SETTING[:-1]] = frame[SETTING[:-1]].fillna("").astype(str)
     return frame
+
+
+def _with_tradeoff(summary: dict[str, Any], which: str) -> dict[str, Any]:
+    """What was measured of a network, and clean and robust accuracy as one number.
+
+    AT offers one point, RiFT the whole curve, on the split where α* was chosen.
+    """
+    found = dict(summary.get(which) or {})
+    harmonic = harmonic_mean(found.get("clean_accuracy"), found.get("robust_accuracy"))
+    if harmonic is not None:
+        found["harmonic_accuracy"] = harmonic
+    sweep = sorted(summary.get("sweep") or [], key=lambda point: point["alpha"])
+    if sweep:
+        points = [(point["clean_accuracy"], point["robust_accuracy"]) for point in sweep]
+        found["dominated_area"] = dominated_area(points[:1] if which == "at" else points)
+    return found
 
 
 def one_job_per_seed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -184,7 +203,7 @@ def _verdicts(group: pd.DataFrame) -> dict[str, str | None]:
     verdicts: dict[str, str | None] = {}
     reported = _paper_numbers(group)
     for metric, in_paper in _SHOWN.items():
-        verdicts[f"{metric}_verdict"] = _difference_seen(group, metric)
+        verdicts[f"{metric}_verdict"] = difference_seen(group, metric)
         for part in ("at", "rift", "delta") if in_paper else ():
             paper, values = reported[f"paper_{in_paper}_{part}"], group[f"{metric}_{part}"].dropna()
             known = paper is not None and len(values) > 0
@@ -192,8 +211,8 @@ def _verdicts(group: pd.DataFrame) -> dict[str, str | None]:
     return verdicts
 
 
-def _difference_seen(group: pd.DataFrame, metric: str) -> str | None:
-    """The rule of `rift.report.verdicts`; one seed is judged by its test images."""
+def difference_seen(group: pd.DataFrame, metric: str) -> str | None:
+    """RiFT against AT by the rule of `rift.report.verdicts`; one seed is judged by its test images."""
     deltas = group[f"{metric}_delta"].dropna()
     if len(deltas) != 1:
         return over_seeds(list(deltas)) if len(deltas) else None

@@ -25,15 +25,26 @@ def over_seeds(deltas: Sequence[float]) -> str:
     Args:
         deltas: RiFT minus AT in points, one for each seed.
     """
-    count = len(deltas)
-    if count < 3:
+    if len(deltas) < 3:
         return "too few seeds"
-    mean = math.fsum(deltas) / count
-    std = max(math.sqrt(math.fsum((d - mean) ** 2 for d in deltas) / (count - 1)), LEAST_STD)
-    reach = float(student.ppf((1 + LEVEL) / 2, count - 1)) * std / math.sqrt(count)
-    if abs(mean) <= reach:
+    low, high = interval_of_mean(deltas, LEAST_STD)
+    if low <= 0 <= high:
         return "no difference seen"
-    return "better" if mean > 0 else "worse"
+    return "better" if low > 0 else "worse"
+
+
+def interval_of_mean(values: Sequence[float], least_std: float = 0.0) -> tuple[float, float]:
+    """The t interval of the mean of two or more values, at the level used everywhere.
+
+    Args:
+        values: one for each seed.
+        least_std: the standard deviation is taken to be no smaller than this.
+    """
+    count = len(values)
+    mean = math.fsum(values) / count
+    std = max(math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1)), least_std)
+    reach = float(student.ppf((1 + LEVEL) / 2, count - 1)) * std / math.sqrt(count)
+    return mean - reach, mean + reach
 
 
 def against_paper(values: Sequence[float], reported: float) -> str:
