@@ -399,6 +399,7 @@ def test_our_unfinished_job_gives_way_but_for_its_wandb_files(a, b, capsys):
         (lambda folder: (folder / "summary.json").write_text("{}"), "format None"),
         (lambda folder: folder.rename(folder.with_name("tiny-fedcba9876543210")), "another job"),
         (lambda folder: folder.rename(folder.with_name("tiny")), "another job"),
+        (lambda folder: (write(folder.parent, "tiny-", key=""), shutil.rmtree(folder)), "another job"),
         (lambda folder: ((folder / "job.log").unlink(), (folder / "job.log").symlink_to("/proc")), "link"),
         (lambda folder: os.mkfifo(folder / "figures" / "x.png"), "no plain file"),
         (lambda folder: (shutil.rmtree(folder / "figures"), (folder / "figures").symlink_to("/")), "link"),
