@@ -83,6 +83,13 @@ def explain(error: Exception) -> str:
     return f"{' '.join(text.split())}; {HELP}."
 
 
+def in_one_line(error: Exception) -> str:
+    """What a job failed of: the sentence for a mistake, the first line for a bug."""
+    if isinstance(error, EXPECTED):
+        return explain(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def _no_choice(group: str, choice: str, choices: list[str]) -> str:
     known = choose_from(choice, choices)
     sentence = f"{group}={choice} is no choice of the group {group}"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import save_json
 from rift.config import Config
+from rift.explain import in_one_line
+from rift.job_state import LOCK_FILE, STATE_FILE, JobState
 from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
@@ -68,7 +74,7 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
     key, name = job_key(config, runtime), " ".join([pipeline.name, *varied])
     folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
     folder.mkdir(parents=True, exist_ok=True)
-    with _log_in(folder / "job.log"):
+    with _held(folder), _log_in(folder / "job.log"):
         save_json(folder / "config.json", asdict(config))
         _announce(config, folder, pipeline)
         tracker = open_tracker(
@@ -106,6 +112,44 @@ def _folder(study: Path, name: str, key: str) -> Path:
     """The job's folder: the one that it has already, whatever it is called, or a new one."""
     plain = re.sub(r"[^\w.=+-]+", "-", name)[:LONGEST_NAME]
     return next(iter(sorted(study.glob(f"*-{key}"))), study / f"{plain}-{key}")
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds the job's folder, and notes there how the job stands; see `rift.job_state`.
+
+    A process that finds it held waits until the other one has ended, and then finds its results.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=1)  # whoever reads a job's state holds its lock for an instant
+    except Timeout:
+        log.info("another process is running this job, waiting for it: %s", folder)
+        lock.acquire()
+    began = JobState("running", began=_now(), host=platform.node(), pid=os.getpid())
+    try:
+        save_json(folder / STATE_FILE, asdict(began))
+        yield
+        _note_end(folder, began, "done")
+    except KeyboardInterrupt:
+        with suppress(OSError):  # what went wrong first is what is told
+            _note_end(folder, began, "stopped")
+        raise
+    except Exception as error:
+        with suppress(OSError):
+            _note_end(folder, began, "failed", in_one_line(error))
+        raise
+    finally:
+        lock.release()
+
+
+def _note_end(folder: Path, began: JobState, state: str, reason: str | None = None) -> None:
+    ended = {**asdict(began), "state": state, "ended": _now(), "reason": reason}
+    save_json(folder / STATE_FILE, ended)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager

@@ -7,6 +7,8 @@
     *.safetensors     weights and per-image data
     resume.safetensors   while the stage runs: where to go on
     manifest.json     SHA-256 of every file, written last: the mark of completion
+
+`python -m rift.store` joins and checks such folders: see `rift.store_command`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def lock_of(folder: Path) -> Path:
+    """The lock of a result folder: beside it, since the folder comes and goes."""
+    return folder.parent / f".{folder.name}.lock"
+
+
 class StageFolder:
     """One stage's result, finished or on its way. Made by `Store.folder`."""
 
@@ -64,7 +71,7 @@ class StageFolder:
     def locked(self) -> Iterator[None]:
         """Waits until no other job works on this folder, then holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.parent / f".{self.path.name}.lock")
+        lock = FileLock(lock_of(self.path))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -210,3 +217,11 @@ class Store:
         plain = json.loads(json.dumps({"stage": stage, **options}, allow_nan=False))
         key = digest(plain)
         return StageFolder(self.root / stage / f"{name}-{key}", stage, key, plain)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from rift.store_command import main
+
+    sys.exit(main())

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from rift.errors import JobFailed
-from rift.explain import EXPECTED, explain
+from rift.explain import EXPECTED, in_one_line
 
 VARIABLE = "RIFT_SWEEP"
 _PLAN = "plan.json"
@@ -108,11 +108,11 @@ def recorded(number: int, overrides: Sequence[str], *, carry_on: bool) -> Iterat
     try:
         yield
     except EXPECTED as error:
-        reason = explain(error)
+        reason = in_one_line(error)
         print(f"rift: error: job #{number}: {reason}", file=sys.stderr)
     except Exception as error:  # a bug in one job is no reason to lose the others
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = in_one_line(error)
     else:
         _note(number, note | {"state": "done", "reason": ""})
         return
