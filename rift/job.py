@@ -30,7 +30,7 @@ from rift.provenance import provenance
 from rift.runtime import Runtime, computes_bfloat16
 from rift.stage_options import CHAIN
 from rift.store import Store, digest
-from rift.summary import final_numbers, make_summary
+from rift.summary import final_numbers, job_about, make_summary
 from rift.tracking import Tracker, ended, open_tracker
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
     key, name = job_key(config, runtime), " ".join([pipeline.name, *varied])
     folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder), _log_in(folder / "job.log"):
+    about = job_about(config, pipeline.checkpoint_digest)
+    with _held(folder, about), _log_in(folder / "job.log"):
         save_json(folder / "config.json", asdict(config))
         _announce(config, folder, pipeline)
         tracker = open_tracker(
@@ -115,8 +116,8 @@ def _folder(study: Path, name: str, key: str) -> Path:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Holds the job's folder, and notes there how the job stands; see `rift.job_state`.
+def _held(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """Holds the job's folder, and notes there what the job is of and how it stands; see `rift.job_state`.
 
     A process that finds it held waits until the other one has ended, and then finds its results.
     """
@@ -128,24 +129,26 @@ def _held(folder: Path) -> Iterator[None]:
         lock.acquire()
     began = JobState("running", began=_now(), host=platform.node(), pid=os.getpid())
     try:
-        save_json(folder / STATE_FILE, asdict(began))
+        save_json(folder / STATE_FILE, {**asdict(began), "about": about})
         yield
-        _note_end(folder, began, "done")
+        _note_end(folder, began, about, "done")
     except KeyboardInterrupt:
         with suppress(OSError):  # what went wrong first is what is told
-            _note_end(folder, began, "stopped")
+            _note_end(folder, began, about, "stopped")
         raise
     except Exception as error:
         with suppress(OSError):
-            _note_end(folder, began, "failed", in_one_line(error))
+            _note_end(folder, began, about, "failed", in_one_line(error))
         raise
     finally:
         lock.release()
 
 
-def _note_end(folder: Path, began: JobState, state: str, reason: str | None = None) -> None:
+def _note_end(
+    folder: Path, began: JobState, about: Mapping[str, Any], state: str, reason: str | None = None
+) -> None:
     ended = {**asdict(began), "state": state, "ended": _now(), "reason": reason}
-    save_json(folder / STATE_FILE, ended)
+    save_json(folder / STATE_FILE, {**ended, "about": about})
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
 """How a job stands, read from its folder: by any process, while the job runs or long after.
 
 <job folder>/job.lock     held by the process that runs the job; the file itself stays
-<job folder>/state.json   what that process wrote last
+<job folder>/state.json   what that process wrote last, and what the job is of
 """
 
 from __future__ import annotations

@@ -30,20 +30,13 @@ def make_summary(
         "format": 2,
         "name": name,
         "key": key,
-        "study": config.study,
-        "model": model_name(config),
-        "dataset": config.dataset.name,
-        "method": method_name(config),
-        "seed": config.seed,
-        "protocol": config.protocol.name,
-        "smoke": config.smoke,
+        **job_about(config, pipeline.checkpoint_digest),
         "attack": {
             "name": attack.name,
             **asdict(config.evaluation_attack),
             "epsilon_value": attack.epsilon,
             "restarts": config.stage.evaluate.restarts,
         },
-        "target": config.stage.finetune.target,
         "alpha_tolerance": config.stage.interpolate.tolerance,
         "differences": differences(config),
         "notes": list(
@@ -60,7 +53,6 @@ def make_summary(
             )
         ),
         "overrides": dict(overrides),
-        "options": decisive_options(config, pipeline.checkpoint_digest),
         "stages": {name: str(folder.path) for name, folder in folders.items()},
         "wall_seconds": {name: result["seconds"] for name, result in results.items()},
         "provenance": {
@@ -100,6 +92,26 @@ def make_summary(
         summary["paired"] = paired
     summary["intervals"] = intervals(config, folders)
     return summary
+
+
+def job_about(config: Config, checkpoint: str | None) -> dict[str, Any]:
+    """What a job is of, known before it runs: by what ran, not by what was typed.
+
+    Args:
+        config: of the job.
+        checkpoint: digest of the file that it starts from.
+    """
+    return {
+        "study": config.study,
+        "model": model_name(config),
+        "dataset": config.dataset.name,
+        "method": method_name(config),
+        "seed": config.seed,
+        "protocol": config.protocol.name,
+        "smoke": config.smoke,
+        "target": config.stage.finetune.target,
+        "options": decisive_options(config, checkpoint),
+    }
 
 
 def measured_accuracies(

@@ -1,4 +1,4 @@
-"""`python -m rift.report`: tables and figures of any set of finished jobs."""
+"""`python -m rift.report`: tables and figures of finished jobs, or of an experiment by its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import pandas as pd
 from rich.console import Console
 
 from rift.errors import UserError, choose_from
+from rift.report.experiment_command import (
+    FORMATS,
+    show_experiment,
+    show_progress,
+    write_experiment,
+)
+from rift.report.experiments import experiment_names
 from rift.report.job import print_job
 from rift.report.page import job_figures
 from rift.report.results import Job, read_jobs
@@ -22,17 +29,20 @@ from rift.report.study import (
     study_cells,
     study_frame,
 )
-from rift.report.tables import latex_table, markdown_table, plain_text, rich_table
+from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
 
-FORMATS = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
 _TITLE = "AT and RiFT"
 _PLAIN_WIDTH = 140  # columns of a terminal table that goes into a file or a pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 2, after one sentence, for what the user can mend."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parsed(arguments)
+        if options.experiment is not None:
+            return _experiment(options)
+        if options.collect:
+            raise UserError(f"--collect needs the name of an experiment: {', '.join(experiment_names())}")
         jobs, warnings = _select(options)
         kept, duplicates = one_job_per_seed(jobs_frame(jobs))
         for warning in warnings + duplicates:
@@ -45,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a file in the way, a full or read-only disk
-        where = f"--output={options.output}" if options.output else "a result"
+        where = error.filename or "a result"
         print(f"error: {where} cannot be used ({error.strerror}); give another folder", file=sys.stderr)
         return 2
     return 0
@@ -54,11 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rift.report", description=__doc__.split(": ", 1)[1])
     parser.add_argument(
-        "paths", nargs="*", type=Path, default=[Path("outputs/jobs")], metavar="PATH",
-        help="folders searched for summary.json (default: outputs/jobs)",
+        "paths", nargs="*", metavar="EXPERIMENT or PATH",
+        help="an experiment's name prints it beside the paper and writes its tables and figures; folders are "
+        "searched for summary.json (default: outputs/jobs)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write files and the figures of each job here"
+        "--collect", action="store_true",
+        help="of an experiment: which jobs are done, running, failed, stopped, missing; exit code 1 unless "
+        "all are done",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write files and figures here (an experiment: outputs/report unless a --format is given)",
     )
     parser.add_argument(
         "--format", choices=[*FORMATS, "all"], help="default: terminal, or with --output all of them"
@@ -66,6 +85,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="only the jobs of this study")
     parser.add_argument("--smoke", action="store_true", help="show smoke runs, too; they are no results")
     return parser
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; an experiment's name is told from a folder by there being no such folder."""
+    options = _parser().parse_args(arguments)
+    names = [text for text in options.paths if text in experiment_names() and not Path(text).exists()]
+    options.experiment = names[0] if names else None
+    paths = [Path(text) for text in options.paths if text not in names]
+    options.paths = paths or [Path("outputs/jobs")]
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} are two experiments: name one at a time")
+    for path in paths:
+        if not path.exists() and len(path.parts) == 1:
+            known = choose_from(str(path), experiment_names())
+            raise UserError(f"'{path}' is neither an experiment nor a folder: {known}")
+    return options
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    """Shows, writes, or only counts one experiment."""
+    if options.collect:
+        return 0 if show_progress(options.experiment, options.paths, options.smoke) else 1
+    # Where nothing was run yet, the table says so.
+    jobs, warnings = read_jobs(path for path in options.paths if path.exists())
+    jobs = [job for job in jobs if options.smoke or not job.summary.get("smoke")]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.output is None and options.format not in (None, "all"):
+        show_experiment(options.experiment, jobs, options.format)
+    else:
+        folder = options.output or Path("outputs/report")
+        write_experiment(options.experiment, jobs, options.format or "all", folder)
+    return 0
 
 
 def _select(options: argparse.Namespace) -> tuple[list[Job], list[str]]:
@@ -114,7 +166,7 @@ def _write(jobs: pd.DataFrame, folder: Path, form: str) -> None:
             written[-1].write_text(_render(jobs, name), encoding="utf-8")
     if form in ("csv", "all"):
         written.append(folder / "jobs.csv")
-        _to_csv(jobs.drop(columns=["job", "written"]), written[-1])
+        to_csv(jobs.drop(columns=["job", "written"]), written[-1])
     for job in jobs["job"]:
         written += job_figures(job.summary, folder / "figures", prefix=f"{job.folder.name}-")
     if form == "all":
@@ -126,7 +178,7 @@ def _write(jobs: pd.DataFrame, folder: Path, form: str) -> None:
 def _render(jobs: pd.DataFrame, form: str) -> str:
     """The study table in one form, ending with a line break."""
     if form == "csv":
-        return _to_csv(study_frame(jobs), None)
+        return to_csv(study_frame(jobs), None)
     if form == "terminal":
         table = rich_table(study_cells(jobs, stacked=True), _TITLE, text_columns=2, gap=1)
         return plain_text(table, study_caption(jobs), width=_PLAIN_WIDTH)
@@ -143,10 +195,6 @@ def _without_shared_columns(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     # The caption has the attack and the OOD mean.
     told = ", ".join(f"{name} {cells[name].iloc[0]}" for name in shared if name not in ("attack", "ood"))
     return cells.drop(columns=shared), f" All rows: {told}." if told else ""
-
-
-def _to_csv(frame: pd.DataFrame, path: Path | None) -> str | None:
-    return frame.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
 
 
 if __name__ == "__main__":

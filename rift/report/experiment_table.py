@@ -132,30 +132,32 @@ def experiment_cells(cells: Sequence[Cell], *, stacked: bool) -> pd.DataFrame:
         stacked: paper above ours above their difference, for a terminal; otherwise side by side.
     """
     rows = []
-    previous = None
-    for line in lines(cells):
-        label = "" if line.cell is previous else _label(line, "\n" if stacked else " ")
-        previous = line.cell
+    told = lines(cells)
+    for index, line in enumerate(told):
+        nth = sum(1 for other in told[:index] if other.cell is line.cell)
+        parts = _label(line)
+        label = ("\n".join(parts) if nth == 0 else "") if stacked else " ".join(parts)
         row = {"cell": label, "metric": metric_text(line.metric)}
         reported = any(value is not None for value in line.reported.values())
         for part, shown in PARTS.items():
             ours, paper = line.ours(part), line.paper(part)
             difference = number(line.difference(part), signed=True)
             if stacked:
-                row[""] = "ours\n  paper\n  difference" if reported else "ours"
-                row[shown] = f"{ours}\n{paper}\n{difference}" if reported else ours
+                row[""] = "paper\n  ours\n  difference" if reported else "ours"
+                row[shown] = f"{paper}\n{ours}\n{difference}" if reported else ours
             else:
-                row |= {f"{shown} paper": paper, f"{shown} ours": ours, f"{shown} difference": difference}
-        seen = line.seen()
-        versus = [f"{PARTS[part]} {line.against_paper(part)}" for part in PARTS]
-        told = [text for text in versus if not text.endswith(MISSING)]
-        row["RiFT − AT"] = seen
-        row["against the paper"] = ("\n" if stacked else ", ").join(told) or MISSING
+                row |= {f"{shown} paper": paper, f"{shown} ours": ours, f"{shown} diff.": difference}
+        row["seen"] = line.seen()
+        versus = [line.against_paper(part) for part in PARTS]
+        if stacked:
+            row["vs paper"] = "" if set(versus) == {MISSING} else "\n".join(versus)
+        else:
+            row["vs paper"] = MISSING if set(versus) == {MISSING} else ", ".join(versus)
         rows.append(row)
     frame = pd.DataFrame(rows)
-    empty = [
-        name for name in frame if name.endswith(("paper", "difference")) and set(frame[name]) <= {MISSING}
-    ]
+    if not stacked:
+        frame["cell"] = _once_each(frame["cell"])
+    empty = [name for name in frame if name.endswith(("paper", "diff.")) and set(frame[name]) <= {MISSING}]
     return frame.drop(columns=empty)
 
 
@@ -166,8 +168,8 @@ def experiment_caption(cells: Sequence[Cell]) -> str:
     means = sorted({ood_text(summary) for summary in jobs if summary.get("corruptions")})
     parts = [
         "Accuracy in percent, mean ± standard deviation over n seeds, Δ and differences in points. "
-        "RiFT − AT: a 95 % t interval over three seeds or more, of one seed the paired test on its images. "
-        "Area: share of the clean–robust square that the curve along α dominates, on the split where α* was chosen; "
+        "Seen: RiFT against AT, by a 95 % t interval over three seeds or more, of one seed by the paired test "
+        "on its images. Area: share of the clean–robust square that the curve along α dominates, where α* was chosen; "
         "RiFT's cannot be below AT's."
     ]
     parts += [f"Robust: the worst run of {'; or of '.join(attacks)}."] if attacks else []
@@ -211,7 +213,12 @@ def _reported(row: PaperRow, metric: str) -> dict[str, float | None]:
     return {"at": row.at[metric], "rift": rift, "delta": row.delta(metric)}
 
 
-def _label(line: Line, separator: str) -> str:
+def _once_each(labels: pd.Series) -> pd.Series:
+    """A label at its first row alone."""
+    return labels.where(labels != labels.shift(), "")
+
+
+def _label(line: Line) -> list[str]:
     cell = line.cell
     parts = [f"{cell.setting['model']} {cell.setting['dataset']}"]
     parts += [" ".join([cell.setting["method"], cell.setting["protocol"]])]
@@ -220,14 +227,17 @@ def _label(line: Line, separator: str) -> str:
     parts += [count + (f" [{line.mark}]" if line.mark else "")]
     if len(cell.jobs) and cell.jobs["smoke"].any():
         parts.append(SMOKE_MARK)
-    return separator.join(part for part in parts if part)
+    return [part for part in parts if part]
 
 
 def _differing(cell: Cell) -> str:
     if not len(cell.jobs):
         return ""
     found = dict.fromkeys(
-        difference for job in cell.jobs["job"] for difference in job.summary.get("differences") or []
+        difference
+        for job in cell.jobs["job"]
+        for difference in job.summary.get("differences") or []
+        if not difference.startswith(("stage.finetune.target", "stage.finetune.top_k"))  # the cell's own
     )
     return ", ".join(found)
 

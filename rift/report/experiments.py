@@ -35,6 +35,7 @@ class Experiment:
         axes: what it sweeps: option or group, and its values as text.
         setting: model, data set, method and protocol where they are not swept.
         target: what is fine-tuned where that is not swept.
+        evaluates: whether its jobs end with accuracies.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Experiment:
     axes: Mapping[str, tuple[str, ...]]
     setting: Mapping[str, str]
     target: str
+    evaluates: bool
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def load_experiment(name: str) -> Experiment:
     target = tree.get("stage", {}).get("finetune", {}).get("target", "least_critical")
     setting = {group: str(choices[group]) for group in NAMES}
     about = comment.removeprefix("# ").split(": rift", 1)[0].rstrip(".:")
-    return Experiment(name, about, axes, setting, target)
+    runs = [tree, *(_read(CONF / "arm" / f"{arm}.yaml") for arm in axes.get("arm", ()))]
+    stages = [run for part in runs if (run := part.get("stage", {}).get("run"))]
+    evaluates = not stages or any("evaluate" in run for run in stages)
+    return Experiment(name, about, axes, setting, target, evaluates)
 
 
 def filled_cells(experiment: Experiment, jobs: Sequence[Job]) -> list[Cell]:
@@ -126,10 +131,10 @@ def _cells(experiment: Experiment, setting: Mapping[str, str], jobs: Sequence[Jo
         )
         if arm is not None and _TARGET in arm_options(arm):
             target = None
-        yield _fill(Cell(own, target, arm, seeds, jobs_frame([])), jobs)
+        yield _fill(Cell(own, target, arm, seeds, jobs_frame([])), jobs, experiment.name)
 
 
-def _fill(cell: Cell, jobs: Sequence[Job]) -> Cell:
+def _fill(cell: Cell, jobs: Sequence[Job], study: str) -> Cell:
     fitting = [job for job in jobs if fits(job.summary, cell)]
     if not fitting:
         return cell
@@ -137,17 +142,22 @@ def _fill(cell: Cell, jobs: Sequence[Job]) -> Cell:
     for job in fitting:
         options = job.summary.get("options") or {}
         groups.setdefault(repr(sorted(options.items(), key=lambda item: item[0])), []).append(job)
-    best = max(groups.values(), key=_preference)
+    best = max(groups.values(), key=lambda group: _preference(group, study, ablation=cell.arm is not None))
     frame, _ = one_job_per_seed(jobs_frame(best))
     return Cell(
         cell.setting, cell.target, cell.arm, cell.seeds, frame.sort_values("seed"), len(fitting) - len(best)
     )
 
 
-def _preference(jobs: Sequence[Job]) -> tuple[int, int, float]:
-    """Nearest to the paper first, then more seeds, then the newest."""
-    differences = len(jobs[0].summary.get("differences") or [])
-    return -differences, len({job.summary["seed"] for job in jobs}), max(job.written for job in jobs)
+def _preference(jobs: Sequence[Job], study: str, *, ablation: bool) -> tuple[float, ...]:
+    """Nearest to the paper first, then the experiment's own, more seeds, the newest.
+
+    The arms of an ablation must fit each other, so there the experiment's own come first.
+    """
+    near = -len(jobs[0].summary.get("differences") or [])
+    own = any(job.summary.get("study") == study for job in jobs)
+    seeds, newest = len({job.summary["seed"] for job in jobs}), max(job.written for job in jobs)
+    return (own, near, seeds, newest) if ablation else (near, own, seeds, newest)
 
 
 def fits(summary: Mapping[str, Any], cell: Cell) -> bool:

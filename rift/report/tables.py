@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pandas as pd
 from rich import box
@@ -66,6 +67,11 @@ def latex_table(frame: pd.DataFrame, *, caption: str, label: str, text_columns: 
         hrules=True, caption=latex_escape(caption), label=label, position="t", position_float="centering",
     )  # fmt: skip
     return "% needs \\usepackage{booktabs}\n" + body
+
+
+def to_csv(frame: pd.DataFrame, path: Path | None = None) -> str | None:
+    """Numbers with four decimals; as text, or into a file."""
+    return frame.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
 
 
 def latex_escape(text: str) -> str:

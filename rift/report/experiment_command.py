@@ -1,0 +1,108 @@
+"""`python -m rift.report table1`: one experiment beside the paper, or how far its jobs are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from rift.report.collect import collect, collect_cells, counts_text
+from rift.report.experiment_page import Section, figures, sections
+from rift.report.experiments import filled_cells, load_experiment
+from rift.report.figures import save_figure
+from rift.report.results import Job
+from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
+
+WIDE = 170  # columns of an experiment's table that goes into a file or a pipe
+FORMATS = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
+
+
+def show_experiment(name: str, jobs: Sequence[Job], form: str) -> None:
+    """Prints an experiment's tables in one form."""
+    experiment = load_experiment(name)
+    found = sections(experiment, filled_cells(experiment, jobs))
+    if form == "terminal":
+        _print(found)
+    else:
+        print("\n".join(_render(section, form) for section in found), end="")
+
+
+def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) -> None:
+    """Prints an experiment's tables and writes them, and its figures, into a folder.
+
+    Args:
+        name: of the experiment.
+        jobs: finished ones, of whatever experiment.
+        form: one of `FORMATS`, or `all`.
+        folder: made if it is not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    experiment = load_experiment(name)
+    cells = filled_cells(experiment, jobs)
+    found = sections(experiment, cells)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for section in found:
+        for kind, suffix in FORMATS.items():
+            if form in (kind, "all"):
+                written.append(folder / f"{section.name}.{suffix}")
+                written[-1].write_text(_render(section, kind), encoding="utf-8")
+    for stem, figure in figures(experiment, cells):
+        written += save_figure(figure, folder / f"{stem}.png")
+    _print(found)
+    for path in written:
+        print(path)
+
+
+def show_progress(name: str, paths: Sequence[Path], smoke: bool) -> bool:
+    """Prints how far an experiment's jobs are; whether all are done."""
+    frame = collect(load_experiment(name), paths, smoke)
+    console = _console()
+    console.print(rich_table(collect_cells(frame), f"{name}: its jobs", text_columns=5, gap=2))
+    console.print(counts_text(frame), markup=False)
+    return bool((frame["state"] == "done").all())
+
+
+def _print(found: Sequence[Section]) -> None:
+    console = _console()
+    for section in found:
+        console.print(_terminal_table(section, console.width))
+        console.print(section.caption, style="dim", markup=False)
+        console.print()
+
+
+def _terminal_table(section: Section, width: int) -> Table:
+    """Side by side where there is room, else stacked."""
+    flat, tall = (
+        rich_table(cells, section.title, text_columns=section.text_columns, gap=2)
+        for cells in (section.cells, section.stacked)
+    )
+    fits = Measurement.get(Console(width=1000), Console(width=1000).options, flat).minimum <= width
+    return flat if fits else tall
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+
+
+def _render(section: Section, form: str) -> str:
+    """One table in one form, ending with a line break."""
+    if form == "csv":
+        return to_csv(section.numbers)
+    if form == "terminal":
+        return plain_text(_terminal_table(section, WIDE), section.caption, width=WIDE)
+    if form == "markdown":
+        table = markdown_table(section.cells, text_columns=section.text_columns)
+        return f"## {section.title}\n\n{table}\n\n{section.caption}\n"
+    return latex_table(
+        section.cells,
+        caption=f"{section.title}. {section.caption}".replace("\n\n", " "),
+        label=f"tab:{section.name}",
+        text_columns=section.text_columns,
+    )
