@@ -44,13 +44,14 @@ def difference_figure(cells: Sequence[Cell]) -> Figure | None:
                     _difference(axes, line, row)
         axes.set_xlabel(f"Δ {metric_text(metric)} (points)", fontsize=8.5)
         _plain(axes)
-    panels[0].set_yticks(range(len(cells)), [cell.label for cell in cells], fontsize=7.5)
+    shared = _shared_words([cell.label for cell in cells])
+    panels[0].set_yticks(range(len(cells)), [_own(cell.label, shared) for cell in cells], fontsize=7.5)
     panels[0].set_ylim(len(cells) - 0.4, -0.6)
     handles = [Line2D([], [], color=BLUE, marker="o", ls="", label="measured, ± standard deviation")]
     if any(line.reported["delta"] is not None for line in told):
         handles.append(Line2D([], [], **_PAPER, label="paper"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.suptitle("RiFT − AT", fontsize=10)
+    figure.suptitle(f"RiFT − AT\n{' '.join(shared)}" if len(cells) > 1 else "RiFT − AT", fontsize=10)
     return figure
 
 
@@ -66,8 +67,7 @@ def curves_figure(cells: Sequence[Cell]) -> Figure | None:
     for colour, (label, (alphas, clean, robust)) in zip(
         _COLOURS * (1 + len(curves) // len(_COLOURS)), curves.items(), strict=False
     ):
-        own = " ".join(word for word in label.split() if word not in shared) or label
-        axes.plot(clean, robust, color=colour, lw=1.2, marker="o", ms=3.5, label=own)
+        axes.plot(clean, robust, color=colour, lw=1.2, marker="o", ms=3.5, label=_own(label, shared))
         axes.annotate(
             f"α = {alphas[-1]:g}",
             (clean[-1], robust[-1]),
@@ -99,6 +99,8 @@ def scan_figure(cells: Sequence[Cell]) -> Figure | None:
     for axes, key, scale in ((drops, "robust_accuracy_drop", 100), (mrcs, "mrc", 1)):
         values = np.array([[scale * row[key] for row in scan] for scan in scans])
         spread = values.std(axis=0, ddof=1) if len(scans) > 1 else None
+        if values.min() > 0 and values.max() > 30 * values.min():
+            axes.set_xscale("log")
         axes.barh(range(len(names)), values.mean(axis=0), color=GREY, height=0.7)
         for index in range(len(scans)):
             axes.plot(values[index], range(len(names)), ls="", marker=".", ms=4, color=BLUE)
@@ -209,6 +211,10 @@ def _mean_curve(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
 
 def _shared_words(labels: list[str]) -> list[str]:
     return [word for word in labels[0].split() if all(word in label.split() for label in labels)]
+
+
+def _own(label: str, shared: list[str]) -> str:
+    return " ".join(word for word in label.split() if word not in shared) or label
 
 
 def _plain(axes: Axes) -> None:

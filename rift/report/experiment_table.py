@@ -168,9 +168,9 @@ def experiment_caption(cells: Sequence[Cell]) -> str:
     means = sorted({ood_text(summary) for summary in jobs if summary.get("corruptions")})
     parts = [
         "Accuracy in percent, mean ± standard deviation over n seeds, Δ and differences in points. "
-        "Seen: RiFT against AT, by a 95 % t interval over three seeds or more, of one seed by the paired test "
-        "on its images. Area: share of the clean–robust square that the curve along α dominates, where α* was chosen; "
-        "RiFT's cannot be below AT's."
+        "Seen: RiFT against AT, by a 95 % t interval over three seeds or more, of one seed by the paired "
+        "test on its images. Area: share of the clean–robust square that the curve along α dominates, where "
+        "α* was chosen; RiFT's cannot be below AT's."
     ]
     parts += [f"Robust: the worst run of {'; or of '.join(attacks)}."] if attacks else []
     parts += [f"OOD: mean over {'; or '.join(means)}."] if means else []
