@@ -164,3 +164,18 @@ def test_the_paper_row_refuses_what_it_cannot_use(tmp_path, monkeypatch, capsys)
         assert left.value.code == 2
         said = capsys.readouterr().err
         assert sentence in said and len(said.splitlines()) == 1
+
+
+def test_the_cost_of_a_row_is_counted_on_the_network(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    row_cost = import_module("row_cost")
+    flops, modules = row_cost.forward_flops("resnet18", "cifar10")
+    # 556 million multiply-adds, as published for ResNet18 on 32×32 pixels; 17 convolutions, 3 shortcuts, fc.
+    assert flops == pytest.approx(2 * 0.556e9, rel=0.01)
+    assert modules == 21
+    cost = row_cost.row_cost("resnet18", "cifar10")
+    assert cost["at"] == pytest.approx(110 * (50_000 * 23 + 10_000 * 21) * flops / 1e15)
+    rows = {("resnet18", name): cost for name in ("cifar10", "cifar100")}
+    totals = row_cost.tables(rows)
+    assert totals["table2"] == pytest.approx(24 * sum(cost.values()))
+    assert totals["table4"] == pytest.approx(3 * (cost["at"] + cost["scan"] + 4 * cost["after"]))
