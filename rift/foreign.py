@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rift.errors import UserError
-from rift.store import MANIFEST, RESUME, digest
+from rift.resume_point import BEFORE, RESUME
+from rift.store import MANIFEST, digest
 
 SUMMARY = "summary.json"
 OPTIONS, RESULT = "options.json", "result.json"
@@ -104,7 +105,7 @@ def read_result(folder: Path, stage: str, key: str) -> Finished | None:
     if not isinstance(listed, dict) or not all(_is_digest(sha) for sha in listed.values()):
         raise UserError(f"{manifest} is damaged: it does not list files with their SHA-256.")
     for name in listed:
-        if not is_plain(name) or name in (MANIFEST, RESUME):
+        if not is_plain(name) or name in (MANIFEST, RESUME, BEFORE):
             raise UserError(f"{manifest} lists {name!r}, which is no name of a result's file.")
     for name in (OPTIONS, RESULT, "metrics.jsonl"):
         if name not in listed:

@@ -98,6 +98,7 @@ class Runner:
 
     def _reuse(self, section: str, folder: StageFolder) -> None:
         folder.verify()
+        folder.tidy()
         log.info("%s: reused %s", section, folder.path)
         self._replay(section, folder.rows())
 

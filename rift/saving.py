@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from rift.checkpoint import save_tensors
 class BackgroundSaver:
     """Writes one file of tensors at a time in a thread, from copies that are taken at the call.
 
+    Args:
+        write: (path, tensors, note): writes the file.
+
     A file is there as a whole or not at all, whenever the process ends (see `rift.checkpoint`); a kill while
     one is being written leaves the one before. The thread is joined before the next file, at `wait`, and at
     the end of the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[Path, Mapping[str, Tensor], Any], None] = save_tensors) -> None:
+        self._write_file = write
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._pinned: dict[str, Tensor] = {}
@@ -71,6 +75,6 @@ class BackgroundSaver:
         try:
             if ready is not None:
                 ready.synchronize()
-            save_tensors(path, copies, note)
+            self._write_file(path, copies, note)
         except BaseException as error:  # raised where somebody can hear it
             self._error = error

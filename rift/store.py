@@ -5,7 +5,7 @@
     result.json       what came out, and the circumstances
     metrics.jsonl     one line per epoch, module or α
     *.safetensors     weights and per-image data
-    resume.safetensors   while the stage runs: where to go on
+    resume.safetensors   while the stage runs: where to go on (resume.before.safetensors: the point before)
     manifest.json     SHA-256 of every file, written last: the mark of completion
 
 `python -m rift.store` joins and checks such folders: see `rift.store_command`.
@@ -27,12 +27,13 @@ from torch import Tensor
 
 from rift.checkpoint import file_digest, load_tensors, save_json, save_tensors, write_atomically
 from rift.errors import UserError
+from rift.resume_point import BEFORE, RESUME, drop_resume_points, read_resume_point, write_resume_point
 from rift.saving import BackgroundSaver
 
 log = logging.getLogger(__name__)
 
-RESUME = "resume.safetensors"
 MANIFEST = "manifest.json"
+_ALWAYS = ("options.json", "result.json", "metrics.jsonl")
 
 
 def digest(value: Any) -> str:
@@ -58,7 +59,7 @@ class StageFolder:
         self.on_row: Callable[[Mapping[str, Any]], None] = lambda row: None
         self.on_restored: Callable[[list[dict[str, Any]]], None] = lambda rows: None
         self._rows: list[dict[str, Any]] = []
-        self._saver = BackgroundSaver()
+        self._saver = BackgroundSaver(write_resume_point)
 
     # -- completion ------------------------------------------------------------------------------
 
@@ -105,18 +106,25 @@ class StageFolder:
         self.settle()
         save_json(self.path / "result.json", dict(result))
         self._write_rows()
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink()
-        passing = (MANIFEST, RESUME)
-        files = sorted(path for path in self.path.iterdir() if path.is_file() and path.name not in passing)
-        save_json(self.path / MANIFEST, {"files": {path.name: file_digest(path) for path in files}})
-        (self.path / RESUME).unlink(missing_ok=True)  # last: a kill before loses nothing
+        files = {path.name: file_digest(path) for path in sorted(self._contents())}
+        save_json(self.path / MANIFEST, {"files": files})
+        self.tidy()  # last: a kill before loses nothing
+
+    def tidy(self) -> None:
+        """Removes what a kill at the very end has left beside a finished result."""
+        drop_resume_points(self.path)
+
+    def _contents(self) -> Iterator[Path]:
+        passing = (MANIFEST, RESUME, BEFORE)
+        for path in self.path.iterdir():
+            if path.is_file() and path.name not in passing and not path.name.endswith(".partial"):
+                yield path
 
     def verify(self) -> None:
-        """Checks every file of a finished folder against the manifest.
+        """Checks every file of a finished folder against the manifest, and the manifest against the folder.
 
         Raises:
-            UserError: a file is missing or differs.
+            UserError: a file is missing or differs, or the manifest does not vouch for it.
         """
         try:
             files = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -125,6 +133,9 @@ class StageFolder:
                 for name, sha in files.items()
                 if not (self.path / name).is_file() or file_digest(self.path / name) != sha
             ]
+            present = {path.name for path in self._contents()}
+            if not {*_ALWAYS, *present} <= files.keys():
+                damaged.append(MANIFEST)
         except (ValueError, KeyError, TypeError, AttributeError):
             damaged = [MANIFEST]
         if damaged:
@@ -187,10 +198,10 @@ class StageFolder:
         self, device: torch.device | str = "cpu"
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last resume point, or None; lines written after it are taken back."""
-        found = None
         self._rows = []
-        if (self.path / RESUME).is_file():
-            tensors, note = load_tensors(self.path / RESUME, device)
+        found = read_resume_point(self.path, device)
+        if found is not None:
+            tensors, note = found
             self._rows = note["rows"]
             self.resumed = True
             found = tensors, note["note"]

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 from hydra import compose, initialize_config_dir  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 
-from rift.checkpoint import load_tensors, save_json, write_atomically  # noqa: E402
+from rift.checkpoint import save_json, write_atomically  # noqa: E402
 from rift.conf_files import CONF  # noqa: E402
 from rift.config import to_config  # noqa: E402
 from rift.explain import EXPECTED, INTERRUPTED, MISTAKE, explain  # noqa: E402
@@ -45,7 +45,7 @@ from rift.job import run_job  # noqa: E402
 from rift.main import quoted  # noqa: E402
 from rift.progress import set_up_logging  # noqa: E402
 from rift.report.__main__ import main as write_report  # noqa: E402
-from rift.store import RESUME  # noqa: E402
+from rift.resume_point import read_resume_point  # noqa: E402
 
 log = logging.getLogger("rift")
 
@@ -124,9 +124,10 @@ class Results:
             about = {"what": "θ_AT", "from": folder.name}
             self._split(about, (folder / "best.safetensors").read_bytes)
             return
-        if not (folder / RESUME).is_file():
+        point = read_resume_point(folder)
+        if point is None:
             return
-        tensors, note = load_tensors(folder / RESUME)
+        tensors, note = point
         prefix = "network."
         weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         about = {"what": "AT so far", "epoch": note["note"]["next_epoch"], "from": folder.name}

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from tiny_jobs import TINY, command, subprocess_arguments, tiny_config
 
 from rift.assembly import make_runtime, make_session
-from rift.store import RESUME
 
 
 def sentence(captured: str) -> str:
@@ -267,10 +266,9 @@ def test_a_damaged_result_is_named_with_the_remedy(capsys, trained, name):
     assert f"{folder / name} is missing or damaged: delete that folder" in said
 
 
-@pytest.mark.parametrize("name", [RESUME, "options.json"])
-def test_a_damaged_resume_point_is_named_with_the_remedy(capsys, trained, tmp_path, name):
+def test_damaged_options_are_named_with_the_remedy(capsys, trained, tmp_path):
     _, folder = trained
-    unfinished = tmp_path / "out" / "store" / "at" / folder.name
+    unfinished, name = tmp_path / "out" / "store" / "at" / folder.name, "options.json"
     unfinished.mkdir(parents=True)
     (unfinished / name).write_bytes(b"half")
     said = refused(capsys, *TINY, "stage=at", "stage.at.epochs=1", f"output={tmp_path}/out")

@@ -11,12 +11,13 @@ import torch
 from tiny_jobs import Killed, changed, same_bits, stage_folder, tiny_config, tiny_session
 
 from rift.attacks import Attack
-from rift.checkpoint import load_tensors, save_tensors
+from rift.checkpoint import load_tensors
 from rift.data import load_dataset
 from rift.errors import UserError
 from rift.methods import make_method
+from rift.resume_point import RESUME, write_resume_point
 from rift.stages import adversarial_training
-from rift.store import RESUME, StageFolder
+from rift.store import StageFolder
 
 training_stage = import_module("rift.stages.adversarial_training")  # the package has a function of that name
 robust_accuracy_is_due = training_stage.robust_accuracy_is_due
@@ -144,7 +145,8 @@ def test_the_resumption_test_would_notice_a_lost_momentum(session, tmp_path, mon
     folder = stage_folder(tmp_path / "killed")
     tensors, note = load_tensors(folder.path / RESUME)
     kept = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
-    save_tensors(folder.path / RESUME, kept, {**note, "note": {**note["note"], "optimizer": {}}})
+    rows, less = note["rows"], {**note["note"], "optimizer": {}}
+    write_resume_point(folder.path / RESUME, kept, {"note": less, "rows": rows})
     train(session, folder, options)
     assert not same_bits(whole.load("last"), folder.load("last"))
 

@@ -13,9 +13,10 @@ from rift.checkpoint import load_tensors
 from rift.data import load_dataset
 from rift.errors import UserError
 from rift.models import scannable_modules
+from rift.resume_point import RESUME
 from rift.runtime import batchnorm_layers
 from rift.stages import choose_modules, fine_tuning
-from rift.store import RESUME, StageFolder
+from rift.store import StageFolder
 
 stage = import_module("rift.stages.fine_tuning")  # the package has a function of that name
 

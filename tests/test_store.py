@@ -15,7 +15,8 @@ from tiny_jobs import stage_folder
 
 import rift
 from rift.errors import UserError
-from rift.store import MANIFEST, RESUME, Store, digest
+from rift.resume_point import BEFORE, RESUME, read_resume_point
+from rift.store import MANIFEST, StageFolder, Store, digest
 
 
 def finished(root, **options):
@@ -225,11 +226,72 @@ def test_rows_of_a_finished_folder_are_read_from_it(tmp_path):
     assert torch.equal(again.load("weights")["w"], torch.arange(4.0))
 
 
-def test_a_corrupt_resume_point_is_one_sentence(tmp_path):
+def three_points(tmp_path):
     folder = stage_folder(tmp_path)
-    (folder.path / RESUME).write_bytes(b"half a file")
-    with pytest.raises(UserError, match="delete its folder"):
-        folder.load_resume_point()
+    for step in range(3):
+        folder.add_row({"step": step})
+        folder.save_resume_point({"w": torch.full((50,), float(step)), "n": torch.tensor(step)}, {"at": step})
+    folder.settle()
+    return folder
+
+
+def test_the_newest_point_is_used_and_the_one_before_is_kept(tmp_path):
+    folder = three_points(tmp_path)
+    tensors, note = stage_folder(tmp_path).load_resume_point()
+    assert (tensors["w"].unique().tolist(), note) == ([2.0], {"at": 2})
+    assert read_resume_point(folder.path)[1]["rows"] == [{"step": 0}, {"step": 1}, {"step": 2}]
+    folder.path.joinpath(RESUME).unlink()
+    again = stage_folder(tmp_path)
+    tensors, note = again.load_resume_point()
+    assert (tensors["w"].unique().tolist(), note) == ([1.0], {"at": 1})
+    assert again.rows() == [{"step": 0}, {"step": 1}]
+
+
+def test_every_flipped_bit_is_noticed_and_the_point_before_taken(tmp_path, caplog):
+    folder = three_points(tmp_path)
+    path = folder.path / RESUME
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        for bit in (1, 128):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+            tensors, note = stage_folder(tmp_path).load_resume_point()
+            assert (tensors["w"].unique().tolist(), note) == ([1.0], {"at": 1}), (position, bit)
+    assert "is damaged" in caplog.text and "computed anew" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"half a file", bytes(1000)])
+def test_without_a_whole_point_it_begins_anew_and_says_so(tmp_path, caplog, content):
+    folder = three_points(tmp_path)
+    for name in (RESUME, BEFORE):
+        (folder.path / name).write_bytes(content)
+    again = stage_folder(tmp_path)
+    assert again.load_resume_point() is None
+    assert not again.resumed and again.rows() == []
+    assert caplog.text.count("is damaged") == 2
+
+
+def test_a_kill_between_the_mark_and_the_last_removal_leaves_nothing_for_ever(tmp_path, monkeypatch):
+    folder = three_points(tmp_path)
+    folder.save("weights", {"w": torch.ones(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(StageFolder, "tidy", lambda self: None)  # as if killed before it
+        folder.finish({})
+    assert (folder.path / RESUME).is_file() and folder.finished
+    folder.verify()
+    folder.tidy()
+    assert {path.name for path in folder.path.iterdir()} == {
+        "options.json", "result.json", "metrics.jsonl", "weights.safetensors", MANIFEST,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("left_out", ["all", "weights.safetensors", "result.json"])
+def test_a_manifest_that_does_not_vouch_for_everything_is_not_accepted(tmp_path, left_out):
+    folder = finished(tmp_path)
+    listed = json.loads((folder.path / MANIFEST).read_text())["files"]
+    kept = {} if left_out == "all" else {name: sha for name, sha in listed.items() if name != left_out}
+    (folder.path / MANIFEST).write_text(json.dumps({"files": kept}))
+    with pytest.raises(UserError, match=r"manifest\.json is missing or damaged"):
+        folder.verify()
 
 
 # -- one writer ---------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from tiny_jobs import restored_process, results_of, tiny_config
 import rift
 from rift.job import run_job
 from rift.job_state import LOCK_FILE, job_state
-from rift.store import MANIFEST, RESUME, Store, lock_of
+from rift.resume_point import RESUME
+from rift.store import MANIFEST, Store, lock_of
 from rift.store_command import main
 
 KEY = "0123456789abcdef"
