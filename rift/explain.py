@@ -18,7 +18,8 @@ from rift.errors import UserError, choose_from
 
 # What a user or the machine's surroundings can bring about; anything else is a bug.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
-# Exit codes besides 0: a bug, or some job of a sweep failed; a mistake; Ctrl-C, as shells have it.
+# Exit codes besides 0: a bug, or some job of a sweep failed; a mistake; Ctrl-C, as shells have it (and 128 +
+# its number for another signal: 143 SIGTERM, 138 SIGUSR1).
 SOME_FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 HELP = "see `rift --help`"
 _EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}  # launchers of Hydra's
@@ -27,7 +28,7 @@ _EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slu
 def exit_code(error: BaseException) -> int:
     """What a process that ends with this error exits with."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
+        return getattr(error, "code", INTERRUPTED)
     return MISTAKE if isinstance(error, EXPECTED) else SOME_FAILED
 
 

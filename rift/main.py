@@ -13,11 +13,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rift import sweep
+from rift import signals, sweep
 from rift.conf_files import CONF
 from rift.config import to_config
 from rift.errors import JobFailed, UserError
-from rift.explain import EXPECTED, INTERRUPTED, MISTAKE, SOME_FAILED, explain
+from rift.explain import EXPECTED, MISTAKE, SOME_FAILED, exit_code, explain
 from rift.progress import set_up_logging
 
 log = logging.getLogger(__name__)
@@ -100,13 +100,14 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     try:
         sys.argv[1:] = _in_order(sys.argv[1:])
+        signals.install()
         try:
             _task()
         finally:
             complete = sweep.finish()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nrift: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_code(stop))
     except JobFailed:
         complete = False
     except EXPECTED as error:

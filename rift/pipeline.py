@@ -183,15 +183,23 @@ class Pipeline:
         tuning = {"finetune": finetune, "interpolate": asdict(stage.interpolate)}
         judging = {"evaluate": [stage.evaluate.restarts, stage.evaluate.exact_runs], "attack": attack}
         machine = [str(self.session.runtime.precision), str(self.session.runtime.evaluation_precision)]
-        identity = {**keys, **tuning, **judging, "precision": machine, **self._selection()}
+        augmentation = {"augmentation": self._augmentation(stage.finetune.padding_mode)}
+        identity = {**keys, **tuning, **judging, **augmentation, "precision": machine, **self._selection()}
+        fallbacks: dict[str, None] = {}  # the stages within forget each other's
 
         def tuned(module: str) -> dict[str, dict[str, Any]]:
             alone = replace(stage.finetune, target=module)
             evaluate = replace(stage.evaluate, measure=["pgd"])
-            run = ["finetune", "interpolate", "evaluate"]
+            # What θ_AT is depends on whether it is trained here, or given.
+            run = [name for name in stage.run if name == "at"] + ["finetune", "interpolate", "evaluate"]
             config = replace(self.config, stage=replace(stage, run=run, finetune=alone, evaluate=evaluate))
-            folders = Pipeline(config, self.session, self.store).run(Tracker())
-            return {section: folder.result() for section, folder in folders.items()}
+            pipeline = Pipeline(config, self.session, self.store)
+            folders = pipeline.run(Tracker())
+            assert pipeline._key("at") == self._key("at"), "the gains are of another network"
+            results = {section: folder.result() for section, folder in folders.items()}
+            fallbacks.update(dict.fromkeys(note for one in results.values() for note in one["fallbacks"]))
+            self.session.runtime.fallbacks[:] = fallbacks
+            return results
 
         def gains(folder: StageFolder) -> dict[str, Any]:
             return module_gains(folder, self.folders["mrc"].result(), tuned, stage.interpolate.tolerance)

@@ -16,7 +16,7 @@ from rift.runtime import borrowed
 from rift.stage_options import BY_CRITICALITY, MRCConfig, TrainingConfig
 from rift.stages import choose_modules
 from rift.stages.mrc_scan import check_part
-from rift.stages.training import make_optimizer, make_schedule, no_optimizer
+from rift.stages.optimizers import make_optimizer, make_schedule, no_optimizer
 
 
 def check_plan(config: Config, network: nn.Module) -> None:
@@ -46,7 +46,8 @@ def check_plan(config: Config, network: nn.Module) -> None:
         )
     if "at" in run:
         _try_training(stage.at, "at")
-    if run & {"mrc", "joint"} and stage.mrc.solver == "sgd":
+    solvers = {"mrc": stage.mrc.solver, "joint": stage.joint.solver}
+    if any(solvers[name] == "sgd" for name in solvers.keys() & run):
         _try_optimizer(stage.mrc, "mrc")
     if run & {"finetune", "gains"}:
         _try_training(stage.finetune, "finetune")

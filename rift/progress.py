@@ -14,6 +14,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from rift import signals
+
 log = logging.getLogger(__name__)
 
 LINE_EVERY = 20.0  # seconds between plain lines
@@ -49,7 +51,12 @@ class Meter:
         self._task = None if bar is None else bar.add_task(name, total=total, unit=unit)
 
     def advance(self, units: int) -> None:
-        """Tells that `units` more are done; never waits for the device."""
+        """Tells that `units` more are done; never waits for the device.
+
+        Raises:
+            Stopped: somebody wants the process to stop.
+        """
+        signals.check()
         self.done += units
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, units)

@@ -67,7 +67,6 @@ PAPER: dict[str, Any] = {
             "precision": "float32",
             "exclude": [],
         },
-        "joint": {"size": 3, "solver": "projected", "epochs": 10},
         "finetune": {
             **_TRAINING,
             "epochs": 10,

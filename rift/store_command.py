@@ -80,12 +80,14 @@ def _verify(folder: Path) -> int:
     with measured("verify", len(found), "results") as meter:
         for path, wrong in found:
             try:
+                if wrong:
+                    raise UserError(wrong)
                 finished = foreign.read_result(path, path.parent.name, foreign.key_of(path.name))
                 if finished is not None:
                     foreign.check(finished)
                     whole += 1
             except UserError as error:
-                damaged.append(wrong or str(error))
+                damaged.append(str(error))
             meter.advance(1)
     for reason in damaged:
         print(f"damaged: {reason}")

@@ -109,6 +109,7 @@ def job_about(config: Config, checkpoint: str | None) -> dict[str, Any]:
         "seed": config.seed,
         "protocol": config.protocol.name,
         "smoke": config.smoke,
+        "run": list(config.stage.run),
         "target": config.stage.finetune.target,
         "options": decisive_options(config, checkpoint),
     }

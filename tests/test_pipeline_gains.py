@@ -127,3 +127,17 @@ def test_more_modules_in_a_set_than_are_scanned_is_refused_before_any_work(tmp_p
 
 def test_neither_is_part_of_the_papers_chain():
     assert tiny_config().stage.run == list(CHAIN)
+
+
+def test_with_a_checkpoint_the_gains_are_of_the_network_that_was_trained_from_it(gained, tmp_path):
+    """Not of the checkpoint itself; and how fine-tuning augments is part of what decides them."""
+    weights = next((gained[0] / "store" / "at").glob("*/last.safetensors"))
+    options = (*GAINS[1:], f"model.checkpoint={weights}")
+    trained = run(tmp_path, GAINS[0], *options)
+    tunings = (tmp_path / "store" / "finetune").glob("*/options.json")
+    (tuned,) = {json.loads(path.read_text())["at"] for path in tunings}
+    assert tuned.startswith(trained["at"].key)
+    given = run(tmp_path, "stage.run=[mrc,gains]", *options)
+    flipped = run(tmp_path, "stage.run=[mrc,gains]", *options, "dataset.flip=true")
+    assert given["at"].key == flipped["at"].key != trained["at"].key
+    assert given["gains"].key != flipped["gains"].key

@@ -18,6 +18,7 @@ from rift.report.experiments import arm_options, experiment_names, filled_cells,
 from rift.report.results import Job
 from rift.report.tradeoff import dominated_area, harmonic_mean
 
+STAGES = dict.fromkeys(("at", "mrc", "joint", "finetune", "interpolate", "evaluate_at"), "store/x")
 PROTOCOL = {"stage.finetune.batchnorm": "frozen"}
 
 
@@ -238,7 +239,7 @@ def test_sets_of_modules_side_by_side():
     jobs = [
         job(
             f"{target}{seed}", seed=seed, target=target, target_modules=["a", "c"], joint=scans,
-            stages={"joint": f"store/joint/{seed}"}, study="joint_mrc",
+            stages=STAGES | {"joint": f"{target}/store/joint/{seed}"}, study="joint_mrc",
         )
         for target in ("joint_k", "top_k")
         for seed in (0, 1)
@@ -342,3 +343,77 @@ def test_figures_have_what_the_cells_have(tmp_path):
     assert figures(load_experiment("figure3"), cells_of("figure3", [])) == []
     drawn = dict(figures(load_experiment("mrc_stability"), cells_of("mrc_stability", stability_jobs())))
     assert {"mrc_stability-gains", "mrc_stability-scan"} == set(drawn)
+
+
+# -- what must not be mixed ------------------------------------------------------------------------------
+
+
+def test_arms_of_other_trainings_are_never_compared():
+    """Many arms of a short training, and a single scan of the paper's: the short ones belong together."""
+    short = {"stage.at.epochs": 5}
+    jobs = [
+        job(f"{arm}{seed}", seed=seed, study="mrc_stability", options=arm_options(arm) | short,
+            differences=["stage.at.epochs = 5 (paper: 110)"])
+        for arm in ("scan", "scan_projected") for seed in (0, 1)
+    ]  # fmt: skip
+    jobs.append(job("long", study="mrc_stability", options=arm_options("scan") | {"stage.at.epochs": 110}))
+    for cell in cells_of("mrc_stability", jobs):
+        for one in cell.jobs["job"]:
+            assert one.summary["options"]["stage.at.epochs"] == 5
+    images = "stage.mrc.max_images"  # a scan of others is no reference either
+    jobs = [
+        job("all", options=arm_options("scan") | {images: None}),
+        job("half", study="mrc_stability", options=arm_options("scan_half_radius") | {images: 2000}),
+    ]
+    assert [len(cell.jobs) for cell in cells_of("mrc_stability", jobs)].count(1) == 1
+
+
+def test_a_newer_job_that_did_less_does_not_hide_a_scan():
+    scanned = [job(f"s{seed}", seed=seed, written=1.0, at=None, rift=None, sweep=None) for seed in range(3)]
+    less = job("at", seed=0, written=9.0, at=None, rift=None, sweep=None, mrc=None)
+    cells = cells_of("figure3", [*scanned, less])
+    assert [bool(one.summary.get("mrc")) for one in cells[0].jobs["job"]] == [True] * 3
+
+
+def test_a_job_without_the_stages_of_a_cell_does_not_fill_it():
+    only_at = job("at", stages={"at": "x"}, at=None, rift=None)
+    assert not any(len(cell.jobs) for cell in cells_of("table1", [only_at]))
+
+
+def test_seeds_are_not_torn_apart_by_options_that_decide_nothing():
+    plain = {"stage.at.epochs": 110}
+    measured = {"stage.evaluate.auto_attack": "standard", "stage.joint.size": 3}
+    more = ["stage.evaluate.measure = ['pgd'] (paper: x)"]
+    jobs = [
+        job("a", seed=0, options=plain | measured, differences=more),
+        job("b", seed=1, options=plain | {"stage.joint.size": 5}),
+        job("c", seed=2, options=plain),
+    ]
+    (cell,) = [cell for cell in cells_of("table1", jobs) if len(cell.jobs)]
+    assert len(cell.jobs) == 3
+
+
+def test_two_jobs_of_a_seed_are_said():
+    twice = [job("a", key="1"), job("b", key="2", written=5.0, at=accuracies(0.7, 0.5, 0.5))]
+    assert any("has 2 jobs" in note for note in footnotes(cells_of("table1", twice)))
+
+
+def test_a_path_that_is_not_there_and_a_study_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["table1", "outputs/typo"]) == 2
+    assert main(["table1", "--study", "x"]) == 2
+    assert main(["figure3", "--format", "terminal"]) == 0
+    out = capsys.readouterr()
+    assert "'outputs/typo' is neither an experiment nor a folder" in out.err
+    assert "every study" in out.err
+    assert "not run" in out.out
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"gains": [{}]}, {"joint": {"greedy": [{}]}}, {"differences": 5}, {"stages": 3}, {"joint": {"x": 1}}],
+)
+def test_a_malformed_summary_is_skipped_with_a_warning(tmp_path, capsys, part):
+    write(tmp_path / "jobs", **part)
+    assert main(["mrc_stability", str(tmp_path / "jobs"), "--format", "terminal"]) == 0
+    assert "skipped" in capsys.readouterr().err

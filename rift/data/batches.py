@@ -39,6 +39,7 @@ def batches(
     padding_mode: str = "zeros",
     flip: bool = False,
     channels_last: bool = False,
+    skip: int = 0,
 ) -> Iterator[Batch]:
     """One pass over `split`, every image once; the last batch may be smaller.
 
@@ -51,6 +52,7 @@ def batches(
         padding_mode: what is added: "zeros" (black) or "reflect" (mirrored without repeating the border).
         flip: mirror every other image (at random) left to right.
         channels_last: memory format of the batches' images; the values are the same.
+        skip: how many of the first batches are left out; the others are the same.
 
     Raises:
         UserError: unknown padding mode, or numbers that make no sense.
@@ -64,7 +66,9 @@ def batches(
     if padding_mode == "reflect" and padding >= min(split.images.shape[2:]):
         height, width = split.images.shape[2:]
         raise UserError(f"{height}×{width} images cannot be padded by {padding} reflected pixels: use fewer.")
-    return _generate(split, batch_size, epoch, seed, shuffle, padding, padding_mode, flip, channels_last)
+    return _generate(
+        split, batch_size, epoch, seed, shuffle, padding, padding_mode, flip, channels_last, skip
+    )
 
 
 def _generate(
@@ -77,6 +81,7 @@ def _generate(
     padding_mode: str,
     flip: bool,
     channels_last: bool,
+    skip: int,
 ) -> Iterator[Batch]:
     count, device = len(split), split.device
     order = permutation(("order", seed, epoch), count) if shuffle else torch.arange(count)
@@ -89,7 +94,7 @@ def _generate(
     cropper = _cropper(split, padding, padding_mode, channels_last) if padding else None
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
-    for start in range(0, count, batch_size):
+    for start in range(skip * batch_size, count, batch_size):
         part = slice(start, start + batch_size)
         if cropper is not None and corners is not None:
             pixels = cropper.crop(order[part], corners[part])

@@ -22,7 +22,9 @@ def advice(entries: Mapping[str, Tensor]) -> str | None:
     Returns:
         The end of a sentence ("choose model=wrn34_10 model.width=20, whose form it has"), or None.
     """
-    return _wide(entries) or _narrow(entries)
+    convolutions = {name: value for name, value in entries.items() if value.dim() == 4}
+    plain = {name: value for name, value in entries.items() if "conv" not in name}
+    return _wide(convolutions) or _narrow(convolutions | plain)
 
 
 def _wide(entries: Mapping[str, Tensor]) -> str | None:

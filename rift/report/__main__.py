@@ -97,9 +97,11 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if len(names) > 1:
         raise UserError(f"{' and '.join(names)} are two experiments: name one at a time")
     for path in paths:
-        if not path.exists() and len(path.parts) == 1:
+        if not path.exists() and (names or len(path.parts) == 1):
             known = choose_from(str(path), experiment_names())
             raise UserError(f"'{path}' is neither an experiment nor a folder: {known}")
+    if names and options.study is not None:
+        raise UserError(f"--study goes with folders; {names[0]} takes jobs of every study: leave it out")
     return options
 
 

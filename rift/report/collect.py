@@ -28,9 +28,16 @@ def collect(experiment: Experiment, paths: Iterable[Path], smoke: bool) -> pd.Da
     """
     found = [(job, state) for job, state in _jobs(paths) if smoke or not job.summary.get("smoke")]
     rows = []
-    for cell in filled_cells(experiment, [job for job, _ in found]):
+    for cell in filled_cells(experiment, [job for job, state in found if state.state == "done"]):
+        fill = set(cell.jobs["folder"])
         for seed in cell.seeds:
-            own = [pair for pair in found if pair[0].summary["seed"] == seed and fits(pair[0].summary, cell)]
+            own = [
+                (job, state)
+                for job, state in found
+                if job.summary["seed"] == seed
+                and fits(job.summary, cell)
+                and (state.state != "done" or str(job.folder) in fill)
+            ]
             row = {"cell": cell.label, "seed": seed, "state": "missing"}
             if own:
                 job, state = min(own, key=lambda pair: (_ORDER.index(pair[1].state), -pair[0].written))

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from rift.report.collect import collect, collect_cells, counts_text
-from rift.report.experiment_page import Section, figures, sections
+from rift.report.experiment_page import Section, figures, nothing_text, sections
 from rift.report.experiments import filled_cells, load_experiment
 from rift.report.figures import save_figure
 from rift.report.results import Job
@@ -24,8 +24,11 @@ FORMATS = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
 def show_experiment(name: str, jobs: Sequence[Job], form: str) -> None:
     """Prints an experiment's tables in one form."""
     experiment = load_experiment(name)
-    found = sections(experiment, filled_cells(experiment, jobs))
-    if form == "terminal":
+    cells = filled_cells(experiment, jobs)
+    found = sections(experiment, cells)
+    if not found:
+        print(nothing_text(experiment, cells))
+    elif form == "terminal":
         _print(found)
     else:
         print("\n".join(_render(section, form) for section in found), end="")
@@ -56,6 +59,8 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) ->
     for stem, figure in figures(experiment, cells):
         written += save_figure(figure, folder / f"{stem}.png")
     _print(found)
+    if not found:
+        print(nothing_text(experiment, cells))
     for path in written:
         print(path)
 

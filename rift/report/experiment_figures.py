@@ -93,6 +93,7 @@ def scan_figure(cells: Sequence[Cell]) -> Figure | None:
         return None
     scans = [job.summary["mrc"] for job in cell.jobs["job"] if job.summary.get("mrc")]
     names = [row["module"] for row in scans[0]]
+    scans = [scan for scan in scans if [row["module"] for row in scan] == names]
     reported = paper_scan(cell.jobs["job"].iloc[0].summary)
     figure = new_figure(8.2, 1.7 + 0.2 * max(len(names), 5))
     drops, mrcs = figure.subplots(1, 2, sharey=True)
@@ -199,6 +200,7 @@ def _mean_curve(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         for job in cell.jobs["job"]
         if job.summary.get("sweep")
     ]
+    sweeps = [sweep for sweep in sweeps if [p["alpha"] for p in sweep] == [p["alpha"] for p in sweeps[0]]]
     if not sweeps:
         return None
     alphas = np.array([point["alpha"] for point in sweeps[0]])

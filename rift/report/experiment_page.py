@@ -55,15 +55,15 @@ def sections(experiment: Experiment, cells: Sequence[Cell]) -> list[Section]:
         experiment: whose they are.
         cells: filled.
     """
-    found, name = [], experiment.name
+    found, name, marks = [], experiment.name, footnotes(cells)
     if experiment.evaluates:
-        caption = "\n\n".join([experiment_caption(cells), *footnotes(cells)])
+        caption = "\n\n".join([experiment_caption(cells), *marks])
         flat, tall = (experiment_cells(cells, stacked=stacked) for stacked in (False, True))
         found.append(Section(name, experiment.about, experiment_frame(cells), flat, tall, caption, 2))
     scans = pd.DataFrame() if experiment.evaluates else stability.stability_frame(cells)
     if len(scans):
-        table = stability.stability_cells(scans)
-        found.append(_extra(f"{name}-ranking", "How stable is the ranking?", scans, table, stability.CAPTION))
+        table, caption = stability.stability_cells(scans), "\n\n".join([stability.CAPTION, *marks])
+        found.append(_extra(f"{name}-ranking", "How stable is the ranking?", scans, table, caption))
     gains = stability.relation_frame(cells)
     if len(gains):
         caption = stability.RELATION_CAPTION
@@ -90,6 +90,13 @@ def figures(experiment: Experiment, cells: Sequence[Cell]) -> list[tuple[str, Fi
         f"{name}-sets": joint_figure(joint.joint_frame(cells)),
     }
     return [(stem, figure) for stem, figure in drawn.items() if figure is not None]
+
+
+def nothing_text(experiment: Experiment, cells: Sequence[Cell]) -> str:
+    """What is said in place of tables that have no rows yet."""
+    count = sum(len(cell.jobs) for cell in cells)
+    done = f"{count} done, too few for a table" if count else "not run"
+    return f"{experiment.about}: {done}; --collect shows its jobs."
 
 
 def _swept(cells: Sequence[Cell]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rift.report.cells import MISSING, mean_and_std, number
-from rift.report.experiments import Cell, arm_about
+from rift.report.experiments import Cell, arm_about, arm_options
 from rift.report.job import SMOKE_MARK
 from rift.report.paper import PaperRow, paper_row
 from rift.report.study import difference_seen, metric_text
@@ -97,6 +97,7 @@ def footnotes(cells: Sequence[Cell]) -> list[str]:
         if mark and (text := _differing(cell))
     )
     notes = [f"[{mark}] {text}" for mark, text in told]
+    notes += dict.fromkeys(warning for cell in cells for warning in cell.warnings)
     left_out = sum(cell.others for cell in cells)
     if left_out:
         notes.append(f"{left_out} finished jobs of these cells have other options and are not in the table.")
@@ -223,7 +224,10 @@ def _label(line: Line) -> list[str]:
     parts = [f"{cell.setting['model']} {cell.setting['dataset']}"]
     parts += [" ".join([cell.setting["method"], cell.setting["protocol"]])]
     parts += [cell.arm or cell.target or ""]
-    count = f"n = {len(cell.jobs)}" + (f" of {len(cell.seeds)}" if len(cell.jobs) != len(cell.seeds) else "")
+    seeds = sorted(cell.jobs["seed"])
+    count = f"n = {len(seeds)}" + (f" of {len(cell.seeds)}" if len(seeds) < len(cell.seeds) else "")
+    if not set(seeds) <= set(cell.seeds):
+        count += f" (seeds {', '.join(map(str, seeds))})"
     parts += [count + (f" [{line.mark}]" if line.mark else "")]
     if len(cell.jobs) and cell.jobs["smoke"].any():
         parts.append(SMOKE_MARK)
@@ -233,11 +237,12 @@ def _label(line: Line) -> list[str]:
 def _differing(cell: Cell) -> str:
     if not len(cell.jobs):
         return ""
+    own = ("stage.finetune.target", "stage.finetune.top_k", *(arm_options(cell.arm) if cell.arm else ()))
     found = dict.fromkeys(
         difference
         for job in cell.jobs["job"]
         for difference in job.summary.get("differences") or []
-        if not difference.startswith(("stage.finetune.target", "stage.finetune.top_k"))  # the cell's own
+        if not difference.startswith(own)
     )
     return ", ".join(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -20,7 +21,8 @@ def joint_frame(cells: Sequence[Cell]) -> pd.DataFrame:
         setting = " ".join(cell.setting.values())
         for job in cell.jobs["job"]:
             scan = job.summary.get("joint") or {}
-            folder = (job.summary.get("stages") or {}).get("joint", str(job.folder))
+            # By its name, which tells the options: its place is another one on another machine.
+            folder = Path((job.summary.get("stages") or {}).get("joint", str(job.folder))).name
             for choice, sets in scan.items():
                 for entry in sets:
                     size = len(entry["modules"])

@@ -16,7 +16,7 @@ FORMAT = 2
 _TEXTS = ("name", "model", "dataset", "method")
 _OBJECTS = (
     "attack", "at", "rift", "paired", "overrides", "options", "training", "provenance", "wall_seconds",
-    "corruptions", "intervals",
+    "corruptions", "intervals", "joint", "stages",
 )  # fmt: skip
 _ACCURACIES = (
     "clean_accuracy", "robust_accuracy", "robust_accuracy_per_image", "ood_accuracy",
@@ -25,6 +25,7 @@ _ACCURACIES = (
 _ROWS = {
     "mrc": ("module", ("mrc", "robust_accuracy_drop")),
     "sweep": ("alpha", ("alpha", "clean_accuracy", "robust_accuracy")),
+    "gains": ("module", ("mrc", "rank", "alpha", "delta_clean", "end_delta_clean", "end_delta_robust")),
 }
 
 
@@ -99,7 +100,18 @@ def _problem(summary: Any) -> str | None:
     for key, (label, numbers) in _ROWS.items():
         if not _is_row_list(summary.get(key) or [], label, numbers):
             return f"has a malformed list under '{key}'"
+    for sets in (summary.get("joint") or {}).values():
+        if not _is_row_list(sets, "modules", ("mrc", "robust_accuracy_drop")):
+            return "has a malformed list under 'joint'"
+    for key in ("differences", "notes"):
+        if not all(isinstance(text, str) for text in _listed(summary.get(key))):
+            return f"has something else than a list of texts under '{key}'"
     return None
+
+
+def _listed(value: Any) -> list[Any]:
+    """The list itself, nothing for None, and for anything else something that no check accepts."""
+    return value if isinstance(value, list) else [] if value is None else [None]
 
 
 def _is_number(value: Any) -> bool:

@@ -39,6 +39,7 @@ _SHOWN = {
 }
 _INTERVAL_OF = {"ood_generated": "ood", "auto_attack_quick": "auto_attack"}
 _MEASURED = [f"{metric}_{part}" for metric in _METRICS for part in ("at", "rift", "delta")] + ["alpha"]
+_PARTS = ("mrc", "joint", "gains", "sweep")  # of a summary, beside what was measured
 _SHORT = {
     "no difference seen": "none",
     "too few seeds": "n < 3",
@@ -118,7 +119,8 @@ def one_job_per_seed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         The jobs kept, and one warning for each seed that had several jobs. The same job found in
         several places with the same numbers is no reason to warn.
     """
-    frame = frame.assign(complete=frame[_MEASURED].notna().sum(axis=1))
+    parts = frame["job"].map(lambda job: sum(bool(job.summary.get(name)) for name in _PARTS))
+    frame = frame.assign(complete=frame[_MEASURED].notna().sum(axis=1) + parts.astype(int))
     newest_last = frame.sort_values(["complete", "written", "folder"], kind="stable")
     kept, warnings = [], []
     for _, same in newest_last.groupby([*SETTING, "seed"], sort=False):

@@ -16,6 +16,8 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
     "±": r"$\pm$", "Δ": r"$\Delta$", "α": r"$\alpha$", "–": "--", "×": r"$\times$",
+    "ρ": r"$\rho$", "τ": r"$\tau$", "θ": r"$\theta$", "‖": r"$\|$", "ε": r"$\epsilon$",
+    "−": "$-$", "…": r"\dots{}",
 }  # fmt: skip
 
 

@@ -5,7 +5,13 @@ from rift.runtime.device import Runtime, choose_device, choose_precision, comput
 from rift.runtime.graphs import gradient_pass, graphed
 from rift.runtime.layout import row_major_is_faster
 from rift.runtime.modes import batchnorm_layers, borrowed
-from rift.runtime.switches import seed_everything, set_global_switches, untuned
+from rift.runtime.switches import (
+    random_state,
+    restore_random_state,
+    seed_everything,
+    set_global_switches,
+    untuned,
+)
 
 __all__ = [
     "CraftingNetwork",
@@ -17,6 +23,8 @@ __all__ = [
     "computes_bfloat16",
     "gradient_pass",
     "graphed",
+    "random_state",
+    "restore_random_state",
     "row_major_is_faster",
     "seed_everything",
     "set_global_switches",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rift.randomness import derive_seed
 
@@ -55,6 +56,21 @@ def agreement(precision: torch.dtype, device: torch.device) -> float:
     if precision != torch.float32:
         return 0.1
     return 1e-2 if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else 1e-3
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of torch's global generators, by name: of the CPU, and of the GPU where one is used."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def restore_random_state(state: Mapping[str, Tensor]) -> None:
+    """Sets the generators to what `random_state` found."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def seed_everything(*key: int | str) -> None:

@@ -15,7 +15,7 @@ from rift.attacks.evaluation import Craft
 from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, graphed, seed_everything, untuned
+from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, graphed, untuned
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
 from rift.stage_options import ATConfig
 from rift.stages.collapse import collapse_notes, watch
@@ -36,8 +36,8 @@ def adversarial_training(
 ) -> dict[str, Any]:
     """Trains a network against an attack; Sec. 5.1 of the paper, after Rice et al. and Pang et al.
 
-    Every epoch is resumable: what it does depends on the weights, the optimiser's state, the seed and
-    the epoch's number alone.
+    Every step is resumable: what it does depends on the weights, the optimiser's state, the seed, and the
+    numbers of the epoch and the step alone.
 
     Args:
         session: data, machine, seed.
@@ -103,7 +103,7 @@ def adversarial_training(
     with untuned():
         work = at_flops(forward_flops(network, one_image), attack.steps, method.passes)
     for epoch in training.remaining():
-        seed_everything("at", session.seed, epoch)  # for dropout and the like
+        training.begin_epoch("at", session.seed, epoch)  # seeds dropout and the like
         row = _epoch(session, training, update, augmentation, options.batch_size, epoch, work)
         if attack.steps == 1:
             row |= watch(session, network, crafting, selection, selection_attack, folder.rows())
@@ -151,7 +151,6 @@ def _epoch(
 ) -> dict[str, Any]:
     """One pass over the training images, of `work` FLOP each; nothing in it waits for the device."""
     runtime, train = session.runtime, session.dataset.train
-    totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     passes = batches(
         train,
         batch_size,
@@ -159,15 +158,17 @@ def _epoch(
         seed=session.seed,
         shuffle=True,
         channels_last=runtime.channels_last_in(runtime.precision),
+        skip=training.steps,
         **augmentation,
     )
     with measured(f"at {epoch + 1}/{training.epochs}", len(train)) as meter:
         for images, labels, indices in passes:
             loss, logits = update(images, labels, indices, epoch)
-            totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
+            training.end_step(loss, logits, labels)
             meter.advance(len(labels))
-        loss_sum, correct = totals.tolist()  # the epoch's one synchronisation
-        seconds, rate = meter.seconds, meter.rate
+        loss_sum, correct = training.totals.tolist()  # the epoch's one synchronisation
+        seconds = training.epoch_seconds
+        rate = len(train) / max(seconds, 1e-9)
         return {
             "epoch": epoch + 1,
             "lr": training.lr,

@@ -16,7 +16,7 @@ from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import derive_seed, permutation
-from rift.runtime import batchnorm_layers, borrowed, gradient_pass, seed_everything
+from rift.runtime import batchnorm_layers, borrowed, gradient_pass
 from rift.runtime.graphs import Pass
 from rift.stage_options import BY_CHANCE, BY_CRITICALITY, SETS, TARGETS, FinetuneConfig
 from rift.stages.session import Session
@@ -109,7 +109,7 @@ def fine_tuning(
     gradients = gradient_pass(_loss, network, runtime)
     judged = runtime.filled(network, len(selection))
     for epoch in training.remaining():
-        seed_everything("finetune", session.seed, epoch)
+        training.begin_epoch("finetune", session.seed, epoch)
         row = _epoch(session, training, gradients, options, augmentation, epoch)
         with borrowed(network, training=False):
             right = correct(
@@ -166,7 +166,6 @@ def _epoch(
     if options.batchnorm == "frozen":
         for layer in batchnorm_layers(network):
             layer.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     passes = batches(
         train,
         options.batch_size,
@@ -174,6 +173,7 @@ def _epoch(
         seed=derive_seed("finetune", session.seed),  # not AT's crops over again
         shuffle=True,
         channels_last=runtime.channels_last_in(runtime.precision),
+        skip=training.steps,
         **augmentation,
     )
     with measured(f"finetune {epoch + 1}/{training.epochs}", len(train)) as meter:
@@ -182,14 +182,15 @@ def _epoch(
             if training.optimizer is not None:
                 training.optimizer.step()
                 training.updated()
-            totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
+            training.end_step(loss, logits, labels)
             meter.advance(len(labels))
-        loss_sum, right = totals.tolist()
+        loss_sum, right = training.totals.tolist()
+        seconds = training.epoch_seconds
         return {
             "epoch": epoch + 1,
             "lr": training.lr,
             "train_loss": loss_sum / len(train),
             "train_clean_accuracy": right / len(train),
-            "seconds": meter.seconds,
-            "images_per_s": meter.rate,
+            "seconds": seconds,
+            "images_per_s": len(train) / max(seconds, 1e-9),
         }

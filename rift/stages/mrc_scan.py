@@ -20,9 +20,9 @@ from rift.randomness import permutation
 from rift.runtime import CraftingNetwork
 from rift.runtime.device import DTYPES
 from rift.stage_options import MRCConfig
+from rift.stages.optimizers import make_optimizer
 from rift.stages.scanned_network import ScannedNetwork, View
 from rift.stages.session import Session
-from rift.stages.training import make_optimizer
 from rift.store import StageFolder
 
 

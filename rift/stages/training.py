@@ -1,108 +1,29 @@
-"""What adversarial training and fine-tuning share: optimiser, schedule, best and last epoch, resumption."""
+"""What adversarial training and fine-tuning share: epochs that can stop and go on, the best and the last."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from rift.errors import UserError
-from rift.runtime import Runtime
-from rift.stage_options import MRCConfig, TrainingConfig
+from rift import signals
+from rift.runtime import Runtime, random_state, restore_random_state, seed_everything
+from rift.stage_options import TrainingConfig
+from rift.stages.loss_watch import LossWatch, check_finite
+from rift.stages.optimizers import make_optimizer, make_schedule, moving_average
 from rift.store import StageFolder
 
-
-def make_optimizer(
-    parameters: Iterable[Tensor], options: TrainingConfig | MRCConfig, stage: str
-) -> torch.optim.Optimizer:
-    """Any optimiser of timm by name; weight decay on every parameter, as the published AT code has it.
-
-    Raises:
-        UserError: timm knows no such optimiser, or it takes no such options.
-    """
-    training = isinstance(options, TrainingConfig)
-    # timm's `momentum` is torch's SGD without Nesterov; the fused kernel computes the same update.
-    fused = {"fused": True} if training and options.optimizer in ("sgd", "momentum") else {}
-    try:
-        return create_optimizer_v2(
-            list(parameters),
-            opt=options.optimizer,
-            lr=options.lr,
-            weight_decay=options.weight_decay if training else 0.0,
-            momentum=options.momentum,
-            filter_bias_and_bn=False,
-            **fused,
-        )
-    except (ValueError, TypeError, AssertionError) as error:
-        raise no_optimizer(options, stage, error) from error
-
-
-def no_optimizer(options: TrainingConfig | MRCConfig, stage: str, error: Exception) -> UserError:
-    """The sentence for an optimiser that cannot be made, or that cannot take a step."""
-    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-    return UserError(
-        f"stage.{stage}.optimizer={options.optimizer} cannot be used ({reason}): take one of timm's, "
-        "such as momentum or adamw."
-    )
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, options: TrainingConfig, stage: str) -> Scheduler | None:
-    """Any schedule of timm by name; `schedule.step(epoch)` sets the rate of that epoch, counted from 0.
-
-    Raises:
-        UserError: timm knows no such schedule.
-    """
-    if options.schedule == "constant":
-        return None
-    if options.schedule == "plateau":
-        raise UserError(
-            f"stage.{stage}.schedule=plateau needs a metric that is not measured every epoch: use multistep."
-        )
-    # timm looks one epoch ahead in its milestones; ours say how many epochs run at the full rate.
-    milestones = [milestone + 1 for milestone in options.milestones]
-    try:
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=options.schedule,
-            num_epochs=max(options.epochs, 1),
-            decay_milestones=milestones,
-            decay_rate=options.decay_rate,
-            warmup_epochs=0,
-        )
-    except ValueError:  # newer versions of timm say so, older ones return None
-        schedule = None
-    if schedule is None:
-        raise UserError(
-            f"stage.{stage}.schedule={options.schedule} is not known: use constant, multistep, cosine or "
-            "another of timm's."
-        )
-    return schedule
-
-
-def moving_average(network: nn.Module, decay: float) -> ModelEmaV3:
-    """A copy of the network that follows it as timm's moving average does, in eval mode.
-
-    Everything in the state dict is averaged, BatchNorm's running statistics too; counters are copied. The
-    decay grows as t / (t + 10) until it reaches `decay`, so that the first weights are soon forgotten.
-    """
-    average = ModelEmaV3(network, decay=decay, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0)
-    average.requires_grad_(False)
-    return average
+RANDOM_STATE = "random."
 
 
 class Training:
     """A network on its way through the epochs of one stage.
 
     Keeps the best and the last weights, appends each epoch to the metrics, and can stop and go on
-    between any two epochs. With a moving average, best and last are weights of the average.
+    between any two steps. With a moving average, best and last are weights of the average.
 
     Args:
         folder: the stage's result folder.
@@ -139,7 +60,12 @@ class Training:
         self.best_row: dict[str, Any] | None = None
         self.last_row: dict[str, Any] | None = None
         self.next_epoch, self.updates = start_epoch, 0
+        self.steps, self.seconds = 0, 0.0  # of the epoch that is being done
+        self.totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+        self._random_state: dict[str, Tensor] = {}
+        self._began = time.monotonic()
         self.average = None if average is None else moving_average(network, average)
+        self._watch = LossWatch(stage)
         self._save_seconds, self._saved = runtime.save_seconds, time.monotonic()
         self._resume(runtime.device)
 
@@ -149,6 +75,40 @@ class Training:
             if self.schedule is not None:
                 self.schedule.step(self.next_epoch)
             yield self.next_epoch
+
+    def begin_epoch(self, *seed: int | str) -> None:
+        """Seeds the global generators; in the midst of an epoch, they go on where they were."""
+        seed_everything(*seed)
+        if self._random_state:
+            restore_random_state(self._random_state)
+            self._random_state = {}
+        self._began = time.monotonic() - self.seconds
+
+    @property
+    def epoch_seconds(self) -> float:
+        """That this epoch has taken, with what it took before an interruption."""
+        return time.monotonic() - self._began
+
+    def end_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """To be called after each update: counts it, and saves if it is time, or if somebody wants to stop.
+
+        Args:
+            loss: mean over the batch.
+            logits, labels: (B, K) and (B,), for the accuracy; on the device, which is not waited for.
+
+        Raises:
+            UserError: the loss is no number any more.
+            Stopped: somebody wants the process to stop; all of it is saved.
+        """
+        self._watch.see(loss, self.next_epoch + 1, self.steps + 1)
+        self.totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
+        self.steps += 1
+        stop = signals.requested()
+        if stop or 0 < self._save_seconds <= time.monotonic() - self._saved:
+            self._save()
+        if stop:
+            self.folder.settle()
+            signals.check()
 
     @property
     def stopped_early(self) -> bool:
@@ -181,11 +141,7 @@ class Training:
         Raises:
             UserError: the loss is no number any more.
         """
-        if not math.isfinite(row["train_loss"]):
-            raise UserError(
-                f"Training diverged in epoch {row['epoch']} (loss {row['train_loss']}): "
-                f"lower stage.{self.stage}.lr."
-            )
+        self._watch.settle()
         self.folder.add_row(row)
         self.last_row = row
         score, is_best = row.get(self.score_name), False
@@ -194,10 +150,11 @@ class Training:
             self.best = {name: value.detach().clone() for name, value in self.judged.state_dict().items()}
             is_best = True
         self.next_epoch = row["epoch"]
+        self.steps, self.seconds = 0, 0.0
+        self.totals.zero_()
         ended = self.next_epoch == self.epochs or self.stopped_early
         if is_best or ended or time.monotonic() - self._saved >= self._save_seconds:
             self._save()
-            self._saved = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
         """Writes the weights of the best and of the last epoch; their metrics are part of the result.
@@ -211,6 +168,8 @@ class Training:
         return {"best": self.best_row, "last": self.last_row}
 
     def _save(self) -> None:
+        self._watch.settle()
+        check_finite(self.network.state_dict(), self.stage, self.next_epoch + (self.steps > 0))
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         if self.average is not None:
@@ -222,14 +181,20 @@ class Training:
                     tensors[f"optimizer.{index}.{name}"] = value
                 else:
                     plain.setdefault(str(index), {})[name] = value
+        if self.steps:
+            tensors |= {"totals": self.totals}
+            tensors |= {RANDOM_STATE + name: value for name, value in random_state().items()}
         note = {
             "next_epoch": self.next_epoch,
+            "steps": self.steps,
+            "seconds": self.epoch_seconds if self.steps else 0.0,
             "updates": self.updates,
             "best_row": self.best_row,
             "last_row": self.last_row,
             "optimizer": plain,
         }
         self.folder.save_resume_point(tensors, note)
+        self._saved = time.monotonic()
 
     def _resume(self, device: torch.device) -> None:
         found = self.folder.load_resume_point(device)
@@ -244,6 +209,10 @@ class Training:
         self.best = part("best.")
         self.best_row, self.last_row = note["best_row"], note["last_row"]
         self.next_epoch, self.updates = note["next_epoch"], note["updates"]
+        self.steps, self.seconds = note["steps"], note["seconds"]
+        if self.steps:
+            self.totals.copy_(tensors["totals"])
+            self._random_state = part(RANDOM_STATE)
         if self.average is not None:
             self.average.module.load_state_dict(part("average."))
         if self.optimizer is not None:

@@ -1,0 +1,76 @@
+"""Being told to stop: the step is finished and saved, logs are closed, and the process ends in time.
+
+A cluster announces preemption by SIGTERM or SIGUSR1, a person by Ctrl-C. Long loops ask `check` between two
+steps. Where none asks for a while, the process is interrupted wherever it is: what was saved before is whole
+in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+
+log = logging.getLogger(__name__)
+
+GRACE = 8.0  # seconds after which nobody waits for the end of a step; clusters give ten or more
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+_requested: int | None = None
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised between two steps after a signal; the process exits with `code`, 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+def install() -> None:
+    """Takes over SIGINT, SIGTERM and SIGUSR1; outside the main thread nothing can be taken over."""
+    global _requested
+    _requested = None
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _first)
+
+
+def requested() -> bool:
+    """Whether somebody wants the process to stop."""
+    return _requested is not None
+
+
+def check() -> None:
+    """Raises `Stopped` if somebody wants the process to stop."""
+    if _requested is not None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise Stopped(_requested)
+
+
+def _first(number: int, frame: FrameType | None) -> None:
+    global _requested
+    _requested = number
+    for other in SIGNALS:
+        signal.signal(other, _second)
+    signal.signal(signal.SIGALRM, _late)
+    signal.setitimer(signal.ITIMER_REAL, GRACE)
+    # Not through logging, whose lock the interrupted code may hold.
+    _say(f"rift: {signal.Signals(number).name}: stopping after this step; once more stops at once")
+
+
+def _second(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _late(number: int, frame: FrameType | None) -> None:
+    assert _requested is not None
+    raise Stopped(_requested)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
