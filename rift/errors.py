@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -10,8 +11,12 @@ class UserError(Exception):
     """A mistake that the user can mend. The message is one sentence: what is wrong, where, what to do.
 
     The entry points print it without a traceback and exit with a non-zero code; anything else that
-    is raised is a bug and keeps its traceback.
+    is raised is a bug and keeps its traceback. Messages quote names from elsewhere, so as text they are
+    `shown`.
     """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class JobFailed(Exception):
@@ -24,3 +29,17 @@ def choose_from(name: str, valid: Iterable[str]) -> str:
     near = get_close_matches(name, valid, n=1, cutoff=0.5)
     listing = ", ".join(valid)
     return f"did you mean '{near[0]}'? Valid: {listing}" if near else f"valid: {listing}"
+
+
+def shown(text: str) -> str:
+    """The text with everything that a terminal would obey or could not print (ESC, newlines, …) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    # Wide and unbreakable spaces are not "printable" but harmless, and file names have them.
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()

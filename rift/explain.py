@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from rift.config import Config
-from rift.errors import UserError, choose_from
+from rift.errors import UserError, choose_from, shown
 
 # What a user or the machine's surroundings can bring about; anything else is a bug.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -65,7 +65,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # one of Hydra's is both
-        return _about_files(error)
+        return shown(_about_files(error))
     if found := re.search(r"Could not find '([\w@/]+)/([^'/]*)'", text):
         group, choice = found.groups()
         indented = [line.strip() for line in text.splitlines() if line.startswith("\t")]

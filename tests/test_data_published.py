@@ -374,7 +374,7 @@ def test_tiny_limit_takes_the_first_of_each_class(tiny, count, each):
 def test_tiny_is_decoded_once_for_each_version(tiny, monkeypatch):
     first = torch.cat(list(open_tiny(tiny).batches("fog", 1, 5, CPU)))
     assert len(list((tiny.parent / "cache").glob("tiny_imagenet_c-fog-1-*.safetensors"))) == 1
-    monkeypatch.setattr("rift.data.decode.decode_all", None)
+    monkeypatch.setattr("rift.data.cache.decode_all", None)
     assert torch.equal(torch.cat(list(open_tiny(tiny).batches("fog", 1, 5, CPU))), first)
 
 
@@ -386,6 +386,25 @@ def test_tiny_identity_follows_the_files_and_not_their_place(tiny, tmp_path):
     with (tiny / "Tiny-ImageNet-C/snow/4/n02/val_1.JPEG").open("ab") as file:
         file.write(b"\0")
     assert open_tiny(tiny).identity != identity
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (os.mkfifo, "is a FIFO"),
+        (lambda path: path.symlink_to("nowhere"), "is a link that leads nowhere"),
+        (lambda path: path.symlink_to(path.name), "is a link that leads nowhere or in a circle"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+    ],
+)
+def test_tiny_what_is_no_plain_file_is_named_as_the_set_is_opened(tiny, make, words):
+    path = tiny / "Tiny-ImageNet-C/snow/4/n02/val_3.JPEG"
+    path.unlink()
+    make(path)
+    with pytest.raises(UserError, match=f"snow/4/n02/val_3.JPEG {words}") as error:
+        open_tiny(tiny)
+    sentence(error)
 
 
 def delete_class(tiny):

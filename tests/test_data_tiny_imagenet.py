@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rift.data import decode, load_dataset, tiny_imagenet
+from rift.data import cache, load_dataset, tiny_imagenet
 from rift.errors import UserError
 
 DATA = Path(os.environ.get("RIFT_TEST_DATA", "/nonexistent"))
@@ -120,16 +120,16 @@ def forbid_decoding(monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(decode, "decode_all", fail)
+    monkeypatch.setattr(cache, "decode_all", fail)
 
 
-@pytest.mark.parametrize("cache", [None, "elsewhere"])
-def test_decoded_once(tree, tmp_path, monkeypatch, cache):
-    folder = tree / ".rift-cache" if cache is None else tmp_path / cache
-    options = {} if cache is None else {"cache": folder}
+@pytest.mark.parametrize("place", [None, "elsewhere"])
+def test_decoded_once(tree, tmp_path, monkeypatch, place):
+    folder = tree / ".rift-cache" if place is None else tmp_path / place
+    options = {} if place is None else {"cache": folder}
     first = load(tree, **options)
     (kept,) = folder.glob("*.safetensors")
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob(".*.partial"))
     with monkeypatch.context() as patch:
         forbid_decoding(patch)
         second = load(tree, **options)

@@ -1,55 +1,126 @@
-"""Image files to one uint8 tensor, decoded by a pool of threads and kept as one safetensors file."""
+"""Image files to one uint8 tensor, decoded by a pool of threads; a hostile file is one sentence."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from rift.data.files import open_regular
 from rift.errors import UserError
 
-log = logging.getLogger(__name__)
-
-_FORMAT = 1  # raise it when decoding changes, so that older caches are not used
-_DEEP_MODES = ("I", "F")  # 16-bit, 32-bit and float pixels: PIL would clip them to 255 without a word
+# Raster formats whose decoders run inside this process. Left to itself Pillow also takes PostScript, whatever
+# the file is called, and starts Ghostscript for it.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 1 << 26  # of one file, and of what it is resized to: 8192 × 8192
+MAX_BYTES = 5 * MAX_PIXELS  # of one file: more than so many pixels take without compression
+_BITS_PER_SAMPLE = 258  # tag of a TIFF
 
 
 def decode_image(path: Path, size: int | None) -> np.ndarray:
     """(H, W, 3) uint8 pixels of one file; grey, palette and transparent images become RGB.
 
     Args:
-        path: any file that Pillow reads.
+        path: a plain file, or a link to one, in one of `FORMATS`, whatever its name says.
         size: None, or the side in pixels of the result: the shorter side is resized to it (bilinear, with
             antialiasing), then the centre is cropped.
 
     Raises:
-        UserError: not an image, damaged, or with more than 8 bits for each channel.
+        UserError: no plain file, no image, damaged, of more than `MAX_PIXELS` by its header, which is looked
+            at before a pixel is decoded, or with more than 8 bits for each channel: Pillow would keep eight
+            of them and not say so.
     """
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(_DEEP_MODES):
-                raise UserError(
-                    f"{path} has more than 8 bits per channel (mode {opened.mode}): convert it to 8 bits."
-                )
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: replace or remove it.") from error
+    with _quiet():
+        return _decode(path, size)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings, which quote what is in the file.
+
+    Filters are the process's and not a thread's, so this goes around all images and not around each.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _decode(path: Path, size: int | None) -> np.ndarray:
+    with open_regular(path) as file:
+        try:
+            image = _rgb(path, file, size)
+        except UserError:
+            raise
+        # Whatever Pillow's decoders raise for bytes that were made to confuse them; the list has no end.
+        except Exception as error:
+            raise UserError(
+                f"{path} cannot be read as an image (of {', '.join(FORMATS)}): replace, convert or remove it."
+            ) from error
     if size is not None:
         image = _resize_and_crop(image, size)
     return np.asarray(image)
+
+
+def _rgb(path: Path, file: BinaryIO, size: int | None) -> Image.Image:
+    bytes_in_file = os.fstat(file.fileno()).st_size
+    if bytes_in_file > MAX_BYTES:
+        raise UserError(
+            f"{path} has {bytes_in_file / 1e6:.0f} MB, more than the {MAX_BYTES / 1e6:.0f} that an image may "
+            "have: shrink or remove it."
+        )
+    try:
+        opened = Image.open(file, formats=FORMATS)  # the header alone
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has {_too_many()}: shrink or remove it.") from error
+    with opened:
+        _check_pixels(path, opened.size, size)
+        if depth := _depth(opened):
+            raise UserError(f"{path} has more than 8 bits per channel ({depth}): convert it to 8 bits.")
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def _too_many() -> str:
+    return f"more than the {MAX_PIXELS / 1e6:.0f} million pixels that an image may have"
+
+
+def _check_pixels(path: Path, sides: tuple[int, int], size: int | None) -> None:
+    shorter, longer = sorted(sides)
+    if shorter * longer > MAX_PIXELS:
+        raise UserError(f"{path} is {sides[0]}×{sides[1]}, {_too_many()}: shrink or remove it.")
+    if size is not None and size * max(size, longer * size // shorter) > MAX_PIXELS:
+        raise UserError(
+            f"{path}, {sides[0]}×{sides[1]}, would have {_too_many()} once its shorter side is {size}: "
+            "crop or remove it, or set a smaller dataset.image_size."
+        )
+
+
+def _depth(image: Image.Image) -> str | None:
+    """What Pillow calls pixels of more than 8 bits per channel; None if they have no more."""
+    if image.mode.startswith(("I", "F")):
+        return f"mode {image.mode}"
+    raw = str([tile[3] for tile in image.tile])  # how the pixels lie in the file: 'RGB;16B', …
+    if ";16" in raw and image.format != "BMP":  # 16 bits for a whole pixel there
+        return "16-bit channels"
+    if image.format == "PPM" and any(isinstance(n, int) and n > 255 for n in _numbers(image)):
+        return "16-bit channels"
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, ()) if image.format == "TIFF" else ()
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    return f"{max(bits)}-bit channels" if bits and max(bits) > 8 else None
+
+
+def _numbers(image: Image.Image) -> Sequence[object]:
+    """The arguments of the decoder of a PPM; its last one is the largest value of a channel."""
+    arguments = image.tile[0][3] if image.tile else ()
+    return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
@@ -66,13 +137,14 @@ def decode_all(paths: Sequence[Path], size: int | None) -> Tensor:
     """(N, 3, H, W) uint8, in the order of `paths`; see `decode_image`.
 
     Raises:
-        UserError: a file cannot be decoded, or its size differs from the first one's.
+        UserError: a file cannot be decoded, or its size differs from the first one's; or all of them are more
+            than the machine has memory for.
     """
     first = decode_image(paths[0], size)
-    images = np.empty((len(paths), 3, *first.shape[:2]), dtype=np.uint8)
+    images = _room_for(len(paths), first)
 
     def decode_into(position: int) -> None:
-        pixels = decode_image(paths[position], size)
+        pixels = _decode(paths[position], size)
         if pixels.shape != first.shape:
             raise UserError(
                 f"{paths[position]} is {pixels.shape[1]}×{pixels.shape[0]} pixels but {paths[0]} is "
@@ -81,78 +153,26 @@ def decode_all(paths: Sequence[Path], size: int | None) -> Tensor:
         images[position] = pixels.transpose(2, 0, 1)
 
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())  # Pillow lets go of the interpreter while decoding
-    try:
-        for _ in pool.map(decode_into, range(len(paths))):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)  # the first bad file stops the rest
+    with _quiet():
+        try:
+            for _ in pool.map(decode_into, range(len(paths))):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)  # the first bad file stops the rest
     return torch.from_numpy(images)
 
 
-def decode_cached(
-    name: str, root: Path, parts: dict[str, Sequence[Path]], *, size: int | None, cache: Path
-) -> dict[str, Tensor]:
-    """Images of several lists of files under `root`, from the cache if the files have not changed since.
-
-    The cache is keyed by every file's relative path, size and modification time, and by `size`. A cache that
-    cannot be written is a warning: the images are decoded all the same.
-    """
-    path = cache / f"{name}-{_fingerprint(root, parts, size)}.safetensors"
-    kept = _load(path)
-    if kept is not None:
-        return kept
-    with alone(path):
-        kept = _load(path)
-        if kept is None:
-            log.info("decoding %d images of %s once, into %s", sum(map(len, parts.values())), name, path)
-            kept = {part: decode_all(paths, size) for part, paths in parts.items()}
-            _save(kept, path)
-        return kept
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Jobs that start together fill a cache file once: the others wait here, and then find it."""
-    with ExitStack() as stack:
-        # Where no lock can be written no cache can be either; who writes it says so.
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path.with_suffix(".lock")))
-        yield
-
-
-def _fingerprint(root: Path, parts: dict[str, Sequence[Path]], size: int | None) -> str:
-    digest = hashlib.sha256(json.dumps([_FORMAT, size]).encode())
-    for part, paths in parts.items():
-        for path in paths:
-            stat = path.stat()
-            line = [part, path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns]
-            digest.update(json.dumps(line).encode())
-    return digest.hexdigest()[:16]
-
-
-def _load(path: Path) -> dict[str, Tensor] | None:
-    if not path.is_file():
-        return None
+def _room_for(count: int, first: np.ndarray) -> np.ndarray:
+    """(count, 3, H, W) uint8, not filled."""
+    height, width = first.shape[:2]
+    needed = count * 3 * height * width
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        log.warning("the decoded images in %s are damaged (%s) and are made again", path, error)
-        return None
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Written beside and renamed: a reader finds a whole file or none. A failure is only a warning."""
-    beside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_file(tensors, beside)
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        beside.replace(path)
-    except (SafetensorError, OSError) as error:
-        log.warning(
-            "decoded images cannot be kept in %s (%s), so each run decodes them again", path.parent, error
-        )
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+        if needed > memory:  # granted all the same, and the process killed as it is filled
+            raise MemoryError
+        return np.empty((count, 3, height, width), dtype=np.uint8)
+    except MemoryError as error:
+        raise UserError(
+            f"{count} images of {width}×{height} pixels take {needed / 1e9:.0f} GB, more memory than there "
+            "is: set a smaller dataset.image_size."
+        ) from error

@@ -7,19 +7,21 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from rift.data.decode import decode_cached
+from rift.data.cache import decode_cached
+from rift.data.files import class_names, entries
 from rift.data.splits import Source, Split
 from rift.errors import UserError
 
 
 def read_image_folder(root: Path, *, download: bool, image_size: int | None, cache: Path) -> Source:
-    """RGB images of any format that Pillow reads; labels are the positions of the sorted class folders.
+    """RGB images in the formats of `decode.FORMATS`; labels are the positions of the sorted class folders.
 
     All images must have one size, unless `image_size` is set: then the shorter side is resized to it and the
-    centre cropped. Files of other kinds (notes, hidden files) are passed over.
+    centre cropped. Files whose names are no images' (notes, hidden files) are passed over.
 
     Raises:
-        UserError: missing folders, different classes in `train` and `test`, or files that cannot be used.
+        UserError: missing folders, different classes in `train` and `test`, names that harm a terminal, or
+            images that cannot be used (see `decode_image`).
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"dataset.image_size={image_size} must be at least 1 pixel.")
@@ -50,21 +52,18 @@ def _class_names(root: Path, part: str) -> tuple[str, ...]:
             f"image_folder was not found at {folder}: point dataset.root= to the folder that contains "
             "train/<class> and test/<class>."
         )
-    names = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = class_names(folder)
     if len(names) < 2:
         raise UserError(
             f"{folder} holds {len(names)} class folders: put each of two or more classes in its own."
         )
-    return tuple(names)
+    return names
 
 
 def _images(folder: Path) -> list[Path]:
+    # Of all formats that Pillow knows: one that is not read here is refused, never left out in silence.
     known = Image.registered_extensions()
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in known and not path.name.startswith(".")
-    )
+    paths = [path for path in entries(folder) if path.suffix.lower() in known]
     if not paths:
         raise UserError(f"{folder} holds no images: add some or remove the class folder.")
     return paths

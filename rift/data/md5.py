@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rift.checkpoint import save_json
-from rift.data.decode import alone
+from rift.data.cache import alone
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,9 @@ def remembered_md5(paths: Sequence[Path], notebook: Path) -> dict[Path, str]:
 
     Args:
         paths: existing files.
-        notebook: JSON file of what was hashed before. If it cannot be read the files are hashed again; if it
-            cannot be written that is a warning, and the next run hashes them again.
+        notebook: JSON file of what was hashed before, with a digest of itself. If it cannot be read or is
+            damaged that is a warning and the files are hashed again; if it cannot be written that is a
+            warning, and the next run hashes them again.
     """
     with alone(notebook):
         noted = _read(notebook)
@@ -67,10 +68,13 @@ def _homes(paths: Sequence[Path]) -> str:
 
 def _read(notebook: Path) -> dict[str, Any]:
     try:
-        noted = json.loads(notebook.read_bytes())
+        page = json.loads(notebook.read_bytes())
+        noted = page["sums"]
+        if page["sha256"] != _digest(noted):
+            raise ValueError("its own SHA-256 is another")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning(
             "the md5 sums noted in %s cannot be read (%s), so files are checked again", notebook, error
         )
@@ -78,10 +82,14 @@ def _read(notebook: Path) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
+def _digest(noted: Any) -> str:
+    return hashlib.sha256(json.dumps(noted, sort_keys=True).encode()).hexdigest()
+
+
 def _write(noted: dict[str, Any], notebook: Path) -> None:
     """A failure is only a warning."""
     try:
         notebook.parent.mkdir(parents=True, exist_ok=True)
-        save_json(notebook, noted)
+        save_json(notebook, {"sums": noted, "sha256": _digest(noted)})
     except OSError as error:
         log.warning("md5 sums cannot be kept in %s (%s), so each run computes them again", notebook, error)

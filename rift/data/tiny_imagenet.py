@@ -7,19 +7,22 @@ whatever does not fit the layout is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import torch
 from torchvision.datasets.utils import download_and_extract_archive
 
-from rift.data.decode import decode_cached
+from rift.data.cache import decode_cached
 from rift.data.download import fetching
+from rift.data.files import class_names, entries, read_text
 from rift.data.splits import Source, Split
 from rift.errors import UserError
 
 FOLDER = "tiny-imagenet-200"
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+_LONGEST_NAME = 255  # as file systems have it; anything longer is not worth quoting
 
 
 def read_tiny_imagenet(root: Path, *, download: bool, image_size: int | None, cache: Path) -> Source:
@@ -66,7 +69,7 @@ def _split(images: torch.Tensor, labels: Sequence[int]) -> Split:
 
 def _list_train(folder: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     """(sorted wnids, files, labels)."""
-    classes = tuple(sorted(entry.name for entry in folder.glob("*") if entry.is_dir()))
+    classes = class_names(folder) if folder.is_dir() else ()
     if not classes:
         raise UserError(f"{folder} holds no class folders: restore the original layout train/<wnid>/images.")
     paths, labels = [], []
@@ -90,17 +93,22 @@ def _list_val(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[
         )
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     present = {path.name for path in _jpegs(images)}
+    if not present:
+        raise UserError(f"{images} holds no .JPEG files: restore the original layout.")
     labels: dict[str, int] = {}
-    for number, line in enumerate(annotations.read_text().splitlines(), start=1):
+    lines = StringIO(read_text(annotations), newline=None)  # one by one: a list of them takes far more memory
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        fields = line.split("\t")
+        fields = line.rstrip("\n").split("\t", 2)
         if len(fields) < 2 or fields[0] in labels:
             reason = (
                 "names an image a second time" if len(fields) >= 2 else "is not '<image> TAB <wnid> TAB …'"
             )
             raise UserError(f"line {number} of {annotations} {reason}: restore the original file.")
         name, wnid = fields[:2]
+        if max(len(name), len(wnid)) > _LONGEST_NAME:
+            raise UserError(f"line {number} of {annotations} has no name in it: restore the original file.")
         if wnid not in label_of:
             raise UserError(
                 f"line {number} of {annotations} labels {name} as {wnid}, which has no folder in "
@@ -116,4 +124,6 @@ def _list_val(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[
 
 
 def _jpegs(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
+    if not folder.is_dir():
+        return []
+    return [path for path in entries(folder) if path.suffix.lower() in (".jpeg", ".jpg")]

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from rift.corruption_names import EXTRA
-from rift.data.decode import decode_cached, decode_image
+from rift.data.cache import decode_cached
+from rift.data.decode import decode_image
+from rift.data.files import regular_stat
 from rift.data.splits import Split
 from rift.data.versions import check_version
 from rift.data.zenodo import Archive
@@ -158,7 +160,7 @@ def _list(folder: Path, version: Version, classes: Sequence[str]) -> dict[str, l
         try:
             with os.scandir(folder / version[0] / str(version[1]) / wnid) as entries:
                 listing[wnid] = sorted(
-                    _File(entry.name, entry.stat().st_size)
+                    _File(entry.name, _size(entry))
                     for entry in entries
                     if entry.name.lower().endswith((".jpeg", ".jpg")) and not entry.name.startswith(".")
                 )
@@ -169,6 +171,12 @@ def _list(folder: Path, version: Version, classes: Sequence[str]) -> dict[str, l
                 f"{folder} cannot be read ({error}): check the disk and its permissions."
             ) from error
     return listing
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of an image; a million are listed, so only what is no plain file is looked at more than once."""
+    plain = entry.is_file(follow_symlinks=False)
+    return (entry.stat() if plain else regular_stat(Path(entry.path))).st_size
 
 
 def _check_alike(
