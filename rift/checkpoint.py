@@ -95,8 +95,8 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     # note that is no JSON or nested too deep.
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path} cannot be read ({str(error)[:200]}): delete its folder and give the command again to make "
-            "it anew."
+            f"{path} cannot be read ({str(error)[:200]}): delete its folder and give the command again to "
+            "make it anew."
         ) from error
     return {name: tensor.to(device) for name, tensor in tensors.items()}, note
 

@@ -30,7 +30,7 @@ def advice(entries: Mapping[str, Tensor]) -> str | None:
 
 
 def form(entries: Mapping[str, Tensor]) -> str | None:
-    """The network with these names and shapes: what to type ("model=wrn34_10 model.width=20"), or in words."""
+    """The network with these names and shapes: what to type ("model=wrn34_10"), or its name in words."""
     return _wide(entries) or _narrow(entries)
 
 
