@@ -81,16 +81,28 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     """Reads what `save_tensors` wrote: the tensors and the note.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing, damaged, or none of `save_tensors`.
+        RuntimeError: the device has no room, …
     """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            note = json.loads((file.metadata() or {}).get("note", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
+        # On the CPU first, so that whatever goes wrong in here is the file's fault and not the device's.
+        with safe_open(path, framework="pt", device="cpu") as file:
+            note = json.loads((file.metadata() or {}).get("note", "null"), parse_constant=_no_constant)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # Beyond what the library finds itself, a header may have sizes and types that torch does not take, and a
+    # note that is no JSON or nested too deep.
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}): delete its folder and give the command again to make it anew."
+            f"{path} cannot be read ({str(error)[:200]}): delete its folder and give the command again to "
+            "make it anew."
         ) from error
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, note
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} in its note")
 
 
 def file_digest(path: Path) -> str:

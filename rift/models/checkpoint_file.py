@@ -2,82 +2,166 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
-from collections.abc import Mapping
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rift.errors import UserError
+from rift.errors import UserError, shown
+from rift.models.checkpoint_archive import Archive
+from rift.models.checkpoint_pickle import Claim, Forbidden, Malformed, Other
 
 # Where training scripts put the weights in what they save.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 # Where some put the weights of two epochs; beside one of the above, `best` is something else.
 _EPOCHS = ("best", "last")
+_MAX_DEPTH = 16  # wrappers around one another
+_MAX_NAME = 300  # characters of a tensor's name
+_MAX_HEADER = 16 << 20  # bytes of a safetensors header; that of 1000 tensors takes 100 KiB
+# What a failed download leaves under the file's name.
+_IMPOSTORS = {
+    rb"\s*(<!doctype html|<html|<\?xml)": "it is a web page",
+    rb"version https://git-lfs": "it is a pointer of Git LFS",
+    rb"\0{64}": "it begins with nothing but zeros",
+}
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Reads a `.safetensors` file, or anything else with torch's restricted unpickler.
+    """Reads a `.safetensors` file, or anything else as one of torch.save.
+
+    The time and the memory that this takes are bounded by the file's size, whatever the file claims.
 
     Returns:
-        The tensors by the names in the file, on the CPU, and one sentence for each thing left aside.
+        The tensors by the names in the file, on the CPU, and one sentence for each thing left aside. The
+        names have no characters that a terminal would obey.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, or it needs code that we will not run.
     """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no file"
-        raise UserError(f"There is {found} at {path}: set model.checkpoint to the file with the weights.")
-    content, notes = _unwrap(_load(path), path)
-    tensors = {name: value.detach() for name, value in content.items() if _is_plain_entry(name, value)}
+    size = _size(path)
+    notes: list[str] = []
+    if path.suffix == ".safetensors":
+        with _one_sentence(path):
+            tensors = _read_safetensors(path, size)
+        _check_names(tensors, path)
+    else:
+        with path.open("rb") as file:
+            with _one_sentence(path):
+                archive = Archive(file, size)
+            content, notes = _unwrap(archive.structure, path)
+            _check_names(content, path)
+            with _one_sentence(path):
+                tensors = {
+                    name: archive.tensor(value)
+                    for name, value in content.items()
+                    if isinstance(name, str) and isinstance(value, Claim)
+                }
+        others = [_shown(name) for name in content if name not in tensors]
+        if others:
+            notes.append(f"Left aside what is not a plain tensor: {_listing(others)}.")
     if not tensors:
         raise UserError(
             f"The file {path} holds no named weights: set model.checkpoint to a state dict, plain or under "
             f"one of {', '.join(_WRAPPERS)}."
         )
-    others = [str(name) for name in content if name not in tensors]
-    if others:
-        notes.append(f"Left aside what is not a plain tensor: {_listing(others)}.")
     return tensors, notes
 
 
-def _load(path: Path) -> Any:
+def _size(path: Path) -> int:
+    """Bytes of a file that can be read from its beginning to its end: no folder, pipe or device."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path, device="cpu")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file that is no checkpoint also has odd pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's message is a page of advice to trust the file; what matters is the name in it.
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden:
-            raise UserError(
-                f"The checkpoint {path} holds the Python object '{forbidden[1]}', which is never loaded "
-                "since that could run code: save its state dict alone, torch.save(model.state_dict(), …)."
-            ) from error
-        raise _unreadable(path, error) from error
-    # A damaged file, or one of another kind, can bring down the reader with any exception.
-    except Exception as error:
-        raise _unreadable(path, error) from error
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            with path.open("rb") as file:
+                head = file.read(1024)
+        else:
+            head = None
+    except FileNotFoundError:
+        raise UserError(_no_file("no file", path)) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(_no_file("no file that can be read", path, f" ({reason.lower()})")) from error
+    if head is None:
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise UserError(_no_file(kind, path))
+    if not head:
+        raise UserError(_unreadable(path, "it is empty"))
+    for pattern, reason in _IMPOSTORS.items():
+        if re.match(pattern, head.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
+            raise UserError(_unreadable(path, reason))
+    return status.st_size
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"The checkpoint {path} cannot be read ({type(error).__name__}), so it is damaged or of another "
-        "kind: fetch it again, or give a .safetensors file or one written by torch.save."
+def _no_file(found: str, path: Path, reason: str = "") -> str:
+    return f"There is {found} at {path}{reason}: set model.checkpoint to the file with the weights."
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"The checkpoint {path} cannot be read ({reason}), so it is damaged or of another kind: fetch it "
+        "again, or give a .safetensors file or one written by torch.save."
     )
 
 
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Whatever the readers of a file raise becomes a `UserError`."""
+    try:
+        yield
+    except Forbidden as error:
+        raise UserError(
+            f"The checkpoint {path} holds the Python object '{_shown(str(error))}', which is never loaded "
+            "since that could run code: save its state dict alone, torch.save(model.state_dict(), …)."
+        ) from error
+    except Malformed as error:
+        raise UserError(_unreadable(path, f"it {error}")) from error
+    # A damaged file, or one of another kind, can bring down a reader with any exception.
+    except Exception as error:
+        raise UserError(_unreadable(path, type(error).__name__)) from error
+
+
+def _read_safetensors(path: Path, size: int) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    if length > min(size, _MAX_HEADER):
+        raise Malformed(f"claims a header of {length} bytes in a file of {size}")
+    return load_file(path, device="cpu")
+
+
+def _check_names(content: Mapping[Any, Any], path: Path) -> None:
+    """For tensors alone: what else lies beside them is left aside, whatever it is called."""
+    for name, value in content.items():
+        what = value.tensor if isinstance(value, Other) else ""
+        if what:
+            raise UserError(
+                f"The checkpoint {path} holds '{_shown(name)}' as a tensor that is {what}: give the original "
+                "weights, each with all its values."
+            )
+        if isinstance(value, Claim | Tensor) and isinstance(name, str) and not _is_plain(name):
+            raise UserError(
+                f"The checkpoint {path} has a tensor called '{_shown(name)}', which is no name of a "
+                "module's: give one that torch.save or safetensors wrote from a state dict."
+            )
+
+
+def _is_plain(name: str) -> bool:
+    return name.isshown() and len(name) <= _MAX_NAME
+
+
+def _shown(name: Any) -> str:
+    return "a key of another kind" if isinstance(name, Other) else shown(str(name)[: _MAX_NAME // 3])
+
+
 def _unwrap(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
-    """Follows the usual keys, however deep, to where the tensors are."""
+    """Follows the usual keys to where the tensors are."""
     notes = []
-    while isinstance(content, Mapping):
+    while isinstance(content, dict):
         inside = _filled(content, _WRAPPERS) or _filled(content, _EPOCHS)
         if not inside:
             return content, notes
@@ -86,7 +170,9 @@ def _unwrap(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
                 f"The checkpoint {path} has networks under {' and '.join(map(repr, inside))}: save the one "
                 "you want alone."
             )
-        beside = [str(key) for key in content if key != inside[0]]
+        if len(notes) == _MAX_DEPTH:  # it may hold itself
+            raise UserError(_unreadable(path, f"its weights are wrapped more than {_MAX_DEPTH} times"))
+        beside = [_shown(key) for key in content if key != inside[0]]
         note = f"Took the weights under '{inside[0]}'"
         notes.append(f"{note} and left aside {_listing(beside)}." if beside else f"{note}.")
         content = content[inside[0]]
@@ -94,13 +180,7 @@ def _unwrap(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
 
 
 def _filled(content: Mapping[Any, Any], keys: tuple[str, ...]) -> list[str]:
-    return [key for key in keys if isinstance(content.get(key), Mapping) and content[key]]
-
-
-def _is_plain_entry(name: Any, value: Any) -> bool:
-    if not (isinstance(name, str) and isinstance(value, Tensor)):
-        return False
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    return [key for key in keys if isinstance(content.get(key), dict) and content[key]]
 
 
 def _listing(names: list[str]) -> str:

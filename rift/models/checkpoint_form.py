@@ -10,7 +10,6 @@ from torch import Tensor
 from rift.models.registry import MODELS, own_width
 
 _RESNETS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34", (1, 1, 1, 1): "resnet_small"}
-_UNKNOWN = "it is {}, which is no choice of model"
 
 
 def advice(entries: Mapping[str, Tensor]) -> str | None:
@@ -22,9 +21,19 @@ def advice(entries: Mapping[str, Tensor]) -> str | None:
     Returns:
         The end of a sentence ("choose model=wrn34_10 model.width=20, whose form it has"), or None.
     """
+    found = form(entries)
+    if found is None:
+        return None
+    if found.startswith("model="):
+        return f"choose {found}, whose form it has"
+    return f"it is {found}, which is no choice of model"
+
+
+def form(entries: Mapping[str, Tensor]) -> str | None:
+    """The network with these names and shapes: what to type ("model=wrn34_10"), or its name in words."""
     convolutions = {name: value for name, value in entries.items() if value.dim() == 4}
-    plain = {name: value for name, value in entries.items() if "conv" not in name}
-    return _wide(convolutions) or _narrow(convolutions | plain)
+    others = {name: value for name, value in entries.items() if "conv" not in name}
+    return _wide(convolutions) or _narrow(convolutions | others)
 
 
 def _wide(entries: Mapping[str, Tensor]) -> str | None:
@@ -37,32 +46,35 @@ def _wide(entries: Mapping[str, Tensor]) -> str | None:
         while name.format(blocks) in entries:
             blocks += 1
         if blocks:
-            depth, width = 6 * blocks + 4, len(entries[name.format(0)]) // 16
+            depth, width = 6 * blocks + 4, _channels(entries[name.format(0)]) // 16
             family = next((name for name in MODELS if name.startswith(f"{prefix}{depth}_")), None)
-            return _choose(family, width) or _UNKNOWN.format(f"a wide ResNet {depth}-{width}{kind}")
+            return _typed(family, width) or f"a wide ResNet {depth}-{width}{kind}"
     return None
 
 
 def _narrow(entries: Mapping[str, Tensor]) -> str | None:
     if "layer_0.0.conv_2d_1.weight" in entries:
-        return _UNKNOWN.format("the pre-activation ResNet with SiLU and 3×3 shortcuts of Gowal et al.")
+        return "the pre-activation ResNet with SiLU and 3×3 shortcuts of Gowal et al."
     stem = entries.get("conv1.weight")
     blocks = [name[5] for name in entries if re.fullmatch(r"layer[1-4]\.\d+\.conv1\.weight", name)]
     layers = tuple(blocks.count(stage) for stage in "1234")
     # Three convolutions in a block, or a stem of 7×7, are of other ResNets.
-    if stem is None or stem.shape[-1] != 3 or "layer1.0.conv3.weight" in entries:
+    if stem is None or stem.shape[-1:] != (3,) or "layer1.0.conv3.weight" in entries:
         return None
     if "bn1.weight" in entries:
-        return _choose(_RESNETS.get(layers), len(stem))
+        return _typed(_RESNETS.get(layers), _channels(stem))
     if layers == (2, 2, 2, 2) and "layer1.0.bn1.weight" in entries:
         if "bn.weight" in entries:
-            return _choose("preact_resnet18", len(stem))
-        return _UNKNOWN.format("a pre-activation ResNet18 without a BatchNorm before its classifier")
+            return _typed("preact_resnet18", _channels(stem))
+        return "a pre-activation ResNet18 without a BatchNorm before its classifier"
     return None
 
 
-def _choose(family: str | None, width: int) -> str | None:
+def _channels(weight: Tensor) -> int:
+    return weight.shape[0] if weight.ndim else 0
+
+
+def _typed(family: str | None, width: int) -> str | None:
     if family is None:
         return None
-    own = "" if width == own_width(family) else f" model.width={width}"
-    return f"choose model={family}{own}, whose form it has"
+    return f"model={family}" + ("" if width == own_width(family) else f" model.width={width}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rift.errors import UserError
 from rift.models.checkpoint_file import read_state_dict
-from rift.models.checkpoint_form import advice
+from rift.models.checkpoint_form import advice, form
 from rift.models.modules import scannable_modules
 
 # What DistributedDataParallel, torch.compile, a wrapper that holds the network as its `model`, and
@@ -50,7 +50,7 @@ def load_foreign_checkpoint(model: nn.Module, path: str | Path) -> list[str]:
     entries = _drop_normalisation(entries, expected, model, path, notes)
     entries = _fill_counters(entries, expected, notes)
     _check_fit(entries, expected, model, path)
-    _check_values(entries, expected, path, notes)
+    entries = _convert(entries, expected, path, notes)
     model.load_state_dict(entries, strict=True)
     return notes
 
@@ -97,11 +97,14 @@ def _drop_normalisation(
     kept, theirs, differing = {}, {}, False
     for name, value in entries.items():
         kind = _NORMALISATION.get(name.rpartition(".")[2])
-        if name in expected or own is None or kind is None or value.numel() != own.mean.numel():
+        candidate = name not in expected and own is not None and kind is not None
+        fits = candidate and value.numel() == own.mean.numel()
+        plain = _cast(value, torch.float64) if fits else None
+        if plain is None:
             kept[name] = value
             continue
-        _check_finite(name, value, path)
-        theirs[kind] = value.flatten().double()
+        _check_finite(name, value, torch.float32, path)
+        theirs[kind] = plain.flatten()
         difference = theirs[kind] - getattr(own, kind).flatten().double().cpu()
         differing = differing or bool((difference.abs() > _NORMALISATION_TOLERANCE).any())
         notes.append(f"Dropped '{name}', which agrees with the model's own normalisation.")
@@ -161,9 +164,11 @@ def _check_fit(entries: dict[str, Tensor], expected: dict[str, Tensor], model: n
         problems.append(f"{len(reshaped)} differ in shape (first '{reshaped[0]}', {theirs} and not {ours})")
     if problems:
         # Of the same form as the model, the file is a damaged or a varied copy of it.
-        form = advice(entries)
-        remedy = form if form and form != advice(expected) else _CHOOSE
-        raise UserError(f"The checkpoint {path} does not fit the model: {', '.join(problems)}; {remedy}.")
+        remedy, ours = advice(entries), form(expected)
+        if remedy is None or remedy == advice(expected):
+            remedy = _CHOOSE
+        asked = ours if ours and ours.startswith("model=") else "the model"
+        raise UserError(f"The checkpoint {path} does not fit {asked}: {', '.join(problems)}; {remedy}.")
 
 
 def _check_classes(
@@ -180,32 +185,60 @@ def _check_classes(
         )
 
 
-def _check_values(
+def _convert(
     entries: dict[str, Tensor], expected: dict[str, Tensor], path: Path, notes: list[str]
-) -> None:
-    converted: Counter[str] = Counter()
+) -> dict[str, Tensor]:
+    """The entries in the model's types; refused is what these cannot hold, and what no network has."""
+    converted, counts = {}, Counter[str]()
     for name, value in entries.items():
-        if value.is_complex() or value.is_floating_point() != expected[name].is_floating_point():
+        mine = expected[name].dtype
+        converted[name] = _cast(value, mine)
+        if converted[name] is None:
             raise UserError(
-                f"The checkpoint {path} holds '{name}' as {_dtype(value)} where the model has "
-                f"{_dtype(expected[name])}: give the original weights, not quantised ones."
+                f"The checkpoint {path} holds '{name}' as {_dtype(value.dtype)} where the model has "
+                f"{_dtype(mine)}: give the original weights, not quantised ones."
             )
-        _check_finite(name, value, path)
-        if value.dtype != expected[name].dtype:
-            converted[f"Converted {{}} entries from {_dtype(value)} to {_dtype(expected[name])}."] += 1
-    notes.extend(sentence.format(count) for sentence, count in converted.items())
+        _check_finite(name, value, mine, path)
+        if name.endswith("running_var") and bool((converted[name] < 0).any()):
+            raise UserError(
+                f"The checkpoint {path} has values in '{name}' that are negative, which no variance is: give "
+                "the original weights."
+            )
+        if value.dtype != mine:
+            counts[f"Converted {{}} entries from {_dtype(value.dtype)} to {_dtype(mine)}."] += 1
+    notes.extend(sentence.format(count) for sentence, count in counts.items())
+    return converted
 
 
-def _check_finite(name: str, value: Tensor, path: Path) -> None:
-    if not bool(torch.isfinite(value).all()):
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The tensor with real numbers as real numbers and whole ones as whole ones; None if it has neither."""
+    if value.is_complex() or value.dtype == torch.bool:
+        return None
+    if value.is_floating_point() != dtype.is_floating_point:
+        return None
+    try:
+        return value.to(dtype)
+    except (RuntimeError, NotImplementedError):  # several values in a byte, as in float4
+        return None
+
+
+def _check_finite(name: str, value: Tensor, dtype: torch.dtype, path: Path) -> None:
+    if bool(value.to(dtype).isfinite().all()):
+        return
+    # From float64, the type of all numbers that the file may have.
+    if bool(value.double().isfinite().all()):
         raise UserError(
-            f"The checkpoint {path} has values in '{name}' that are not finite: give one from before the "
-            "training diverged."
+            f"The checkpoint {path} has values in '{name}' that {_dtype(dtype)} cannot hold: give weights "
+            "that were trained in that precision."
         )
+    raise UserError(
+        f"The checkpoint {path} has values in '{name}' that are not finite: give one from before the "
+        "training diverged."
+    )
 
 
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _rounded(values: Tensor) -> list[float]:
