@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST_SENTENCE = 1500  # characters; some list every choice
+
 
 class UserError(Exception):
     """A mistake that the user can mend. The message is one sentence: what is wrong, where, what to do.
@@ -24,3 +26,12 @@ def choose_from(name: str, valid: Iterable[str]) -> str:
     near = get_close_matches(name, valid, n=1, cutoff=0.5)
     listing = ", ".join(valid)
     return f"did you mean '{near[0]}'? Valid: {listing}" if near else f"valid: {listing}"
+
+
+def printable(sentence: str) -> str:
+    """The sentence as a terminal may have it: no control characters, and not longer than a screen."""
+    said = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in sentence
+    )
+    half = LONGEST_SENTENCE // 2
+    return said if len(said) <= LONGEST_SENTENCE else f"{said[:half]} … {said[-half:]}"

@@ -14,6 +14,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from rift.streams import prepare_streams
+
 log = logging.getLogger(__name__)
 
 LINE_EVERY = 20.0  # seconds between plain lines
@@ -97,6 +99,7 @@ def set_up_logging(label: str = "", bars: bool = True) -> None:
         bars: whether progress may be drawn; several jobs at once would draw over each other.
     """
     global _shared, _bars
+    prepare_streams()  # a job of a sweep may be in a process of its own
     root = logging.getLogger("rift")
     root.handlers.clear()
     root.setLevel(logging.INFO)
