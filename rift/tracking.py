@@ -171,11 +171,8 @@ class WandbTracker(Tracker):
         try:
             self.run.finish(exit_code=code)
         except Exception as error:  # see _forgiving
-            log.warning(
-                "W&B could not close the run (%s); its metrics are in the result files, and `wandb sync` "
-                "sends later what W&B has kept",
-                _first_line(error),
-            )
+            what = "W&B could not close the run (%s); all is in the result files, `wandb sync` sends the rest"
+            log.warning(what, _first_line(error))
 
 
 @contextmanager
@@ -259,7 +256,9 @@ def open_tracker(
     if mode == "offline":
         return Tracker()
     try:
-        _forget_service()
+        import wandb
+
+        wandb.teardown()  # else its service holds the id of the run that it could not start
         return WandbTracker(_start("offline", run))
     except Exception as error:  # likewise
         log.warning(
@@ -279,13 +278,6 @@ def _start(mode: str, run: Mapping[str, Any]) -> Any:
         bounds |= {"finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
     settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **bounds)
     return wandb.init(mode=mode, settings=settings, **run)
-
-
-def _forget_service() -> None:
-    """Else W&B's service holds the id of the run that it could not start."""
-    import wandb
-
-    wandb.teardown()
 
 
 def _first_line(error: Exception) -> str:
