@@ -15,9 +15,23 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from rift.conf_files import CONF
 from rift.corruption_names import SEVERITIES
 from rift.errors import UserError, choose_from
-from rift.limits import at_least, folder_name, number, one_of, require, share, within_pixels
+from rift.limits import (
+    LARGEST_SEED,
+    at_least,
+    finite,
+    folder_name,
+    number,
+    one_of,
+    positive,
+    require,
+    share,
+    within_pixels,
+)
 from rift.method_options import MethodConfig, resolved
 from rift.stage_options import StageConfig
+
+MOST_PADDING = 256  # pixels; the whole set is padded at once
+MOST_THREADS = 1024  # of a CPU; a system that is asked for millions ends the process
 
 
 @dataclass
@@ -59,8 +73,14 @@ class DatasetConfig:
 
     def check(self, where: str) -> None:
         share(f"{where}.holdout_fraction", self.holdout_fraction)
-        at_least(f"{where}.padding", self.padding, 0)
-        at_least(f"{where}.split_seed", self.split_seed, 0)
+        at_least(f"{where}.padding", self.padding, 0, MOST_PADDING)
+        at_least(f"{where}.split_seed", self.split_seed, 0, LARGEST_SEED)
+        for value in self.mean:
+            finite(f"{where}.mean", value)
+        for value in self.std:
+            positive(f"{where}.std", value)
+        for severity in self.official_severities:
+            require(severity in SEVERITIES, f"{where}.official_severities={severity} is not one of 1 to 5.")
         for option in ("image_size", "train_limit", "test_limit"):
             at_least(f"{where}.{option}", getattr(self, option), 1)
 
@@ -124,7 +144,7 @@ class RuntimeConfig:
         at_least(f"{where}.cache_mib", self.cache_mib, 0)
         at_least(f"{where}.benchmark_limit", self.benchmark_limit, 0)
         at_least(f"{where}.save_seconds", self.save_seconds, 0)
-        at_least(f"{where}.threads", self.threads, 1)
+        at_least(f"{where}.threads", self.threads, 1, MOST_THREADS)
 
 
 @dataclass
@@ -160,7 +180,7 @@ class Config:
     def check(self) -> None:
         """Raises `UserError` at the first value that cannot be, its option named in full."""
         _check_groups(self, "")
-        at_least("seed", self.seed, 0)
+        at_least("seed", self.seed, 0, LARGEST_SEED)
         folder_name("study", self.study)
         start_std = resolved(self.method, self.model.family).get("start_std")
         require(

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST_SENTENCE = 1500  # characters; some list every choice
+
 
 class UserError(Exception):
     """A mistake that the user can mend. The message is one sentence: what is wrong, where, what to do.
@@ -43,3 +45,9 @@ def _escaped(character: str) -> str:
     if character.isprintable() or unicodedata.category(character) == "Zs":
         return character
     return character.encode("unicode_escape").decode()
+
+
+def printable(sentence: str) -> str:
+    """The sentence as a terminal may have it: no control characters, and not longer than a screen."""
+    said, half = shown(sentence), LONGEST_SENTENCE // 2
+    return said if len(said) <= LONGEST_SENTENCE else f"{said[:half]} … {said[-half:]}"

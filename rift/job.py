@@ -27,6 +27,7 @@ from rift.job_state import LOCK_FILE, STATE_FILE, JobState
 from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
+from rift.room import check_room
 from rift.runtime import Runtime, computes_bfloat16
 from rift.stage_options import CHAIN
 from rift.store import Store, digest
@@ -71,6 +72,7 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
     session = make_session(config, runtime)
     pipeline = Pipeline(config, session, Store(Path(config.output) / "store"))
     pipeline.rehearse()
+    check_room(Path(config.output), session.new_network(), config)
     key, name = job_key(config, runtime), " ".join([pipeline.name, *varied])
     folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,11 +21,24 @@ def one_of(option: str, value: str, valid: Sequence[str]) -> None:
     require(value in valid, f"{option}={value} is not known: {choose_from(value, valid)}.")
 
 
-def at_least(option: str, value: float | None, low: float) -> None:
-    """Raises `UserError` if `value` is infinite or below `low`; None stands for no value."""
+LARGEST = 2**31 - 1  # of a count, as the libraries below us have it
+LARGEST_SEED = 2**63 - 1
+
+
+def at_least(option: str, value: float | None, low: float, high: int = LARGEST) -> None:
+    """Raises `UserError` if `value` is not finite, below `low`, or a count above `high`; None is no value."""
     if value is not None:
-        require(not math.isinf(value), f"{option}={value} is not finite: give an ordinary number.")
+        finite(option, value)
         require(value >= low, f"{option}={value} is too small: give {low} or more.")
+        too_many = isinstance(value, int) and value > high
+        require(not too_many, f"{option}={value} is too large: give {high} or less.")
+
+
+def finite(option: str, value: float) -> None:
+    """Raises `UserError` for what is infinite or no number at all."""
+    # A whole number too large for a float is finite all the same.
+    ordinary = isinstance(value, int) or math.isfinite(value)
+    require(ordinary, f"{option}={value} is not finite: give an ordinary number.")
 
 
 def positive(option: str, value: float) -> None:

@@ -14,15 +14,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rift import signals, sweep
+from rift.command_line import GROUPS, check_arguments
 from rift.conf_files import CONF
 from rift.config import to_config
-from rift.errors import JobFailed, UserError
+from rift.errors import JobFailed, UserError, printable
 from rift.explain import EXPECTED, MISTAKE, SOME_FAILED, exit_code, explain
 from rift.progress import set_up_logging
+from rift.streams import prepare_streams
 
 log = logging.getLogger(__name__)
 
-_GROUPS = "|".join(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
+_GROUPS = "|".join(GROUPS)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -95,11 +97,13 @@ def _in_order(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Runs `sys.argv`; a user's mistake is one sentence on standard error and exit code 2."""
+    prepare_streams()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own account of an error, and exit
     os.environ.pop(sweep.VARIABLE, None)
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     try:
         sys.argv[1:] = _in_order(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         signals.install()
         try:
             _task()
@@ -117,5 +121,5 @@ def main() -> None:
 
 
 def _leave(error: Exception) -> NoReturn:
-    print(f"rift: error: {explain(error)}", file=sys.stderr)
+    print(f"rift: error: {printable(explain(error))}", file=sys.stderr)
     sys.exit(MISTAKE)

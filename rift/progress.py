@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from rift import signals
+from rift.streams import prepare_streams
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def set_up_logging(label: str = "", bars: bool = True) -> None:
         bars: whether progress may be drawn; several jobs at once would draw over each other.
     """
     global _shared, _bars
+    prepare_streams()  # a job of a sweep may be in a process of its own
     root = logging.getLogger("rift")
     root.handlers.clear()
     root.setLevel(logging.INFO)

@@ -7,10 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "safetensors")
 OPTIONAL = ("pyautoattack",)
@@ -49,6 +51,23 @@ def command_line() -> str:
     """`python -m rift …` as it was typed: the quotes that make a choice a word for Hydra are ours."""
     typed = [re.sub(r'^([\w@/]+=)"(\w+)"$', r"\1\2", argument) for argument in sys.argv[1:]]
     return shlex.join([Path(sys.executable).name, "-m", "rift", *typed])
+
+
+def made_elsewhere(result: Mapping[str, Any], device: str) -> str | None:
+    """In which version of torch and on which device a stored result was made, if those are others than now.
+
+    Args:
+        result: of a finished stage.
+        device: the present one's name.
+    """
+    theirs = (result.get("versions") or {}).get("torch"), (result.get("device") or {}).get("name")
+    ours = versions()["torch"], device
+    if None in theirs or theirs == ours:
+        return None
+    return (
+        f"results in use were made with torch {theirs[0]} on {theirs[1]}, and this is torch {ours[0]} on "
+        f"{ours[1]}: numbers may differ in their last digits"
+    )
 
 
 def provenance() -> dict[str, object]:

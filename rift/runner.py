@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from rift.conf_files import flat
 from rift.errors import UserError
-from rift.provenance import provenance
+from rift.provenance import made_elsewhere, provenance
 from rift.stages import Session
 from rift.store import StageFolder, Store
 from rift.tracking import AXES, Tracker
@@ -40,6 +41,7 @@ class Runner:
             whether all inputs are there or will be, and makes nothing.
         folders: the finished results so far, by section: a stage, or a measurement of one of the two
             networks, such as `evaluate_at` and `evaluate_rift`.
+        notes: what a reader must know of reused results.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Runner:
     smoke: bool
     tracker: Tracker | None
     folders: dict[str, StageFolder] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def rehearsing(self) -> bool:
@@ -100,9 +103,24 @@ class Runner:
         folder.verify()
         folder.tidy()
         log.info("%s: reused %s", section, folder.path)
+        elsewhere = made_elsewhere(folder.result(), self.session.runtime.describe()["name"])
+        if elsewhere is not None and elsewhere not in self.notes:
+            self.notes.append(elsewhere)
+            log.warning("%s", elsewhere)
         self._replay(section, folder.rows())
 
+    def _tell_of_others(self, section: str, folder: StageFolder) -> None:
+        """What was begun with other options does not go on here, and somebody may expect that it does."""
+        for path, options in self.store.unfinished(folder, self.name):
+            ours, theirs = flat(folder.options), flat(options)
+            names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+            told = ", ".join(f"{name} {theirs.get(name)} → {ours.get(name)}" for name in names[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            log.info("%s: begins anew; %s was begun with other options (%s%s)", section, path, told, more)
+
     def _make(self, section: str, folder: StageFolder, body: Callable[[StageFolder], dict[str, Any]]) -> None:
+        if not folder.begun:
+            self._tell_of_others(section, folder)
         folder.begin()
         folder.on_row = lambda row: self._tell(section, row)
         folder.on_restored = lambda rows: self._go_on(section, rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from rift.corruption_names import ALL, SELECTIONS, SEVERITIES
-from rift.limits import at_least, one_of, positive, require, share
+from rift.limits import LARGEST_SEED, at_least, one_of, positive, require, share
 
 CHAIN = ("at", "mrc", "finetune", "interpolate", "evaluate")  # the paper's
 STAGES = ("at", "mrc", "joint", "gains", "finetune", "interpolate", "evaluate")  # and what it leaves open
@@ -143,7 +143,7 @@ class FinetuneConfig(TrainingConfig):
         super().check(where)
         one_of(f"{where}.batchnorm", self.batchnorm, ("train", "frozen"))
         at_least(f"{where}.top_k", self.top_k, 1)
-        at_least(f"{where}.target_seed", self.target_seed, 0)
+        at_least(f"{where}.target_seed", self.target_seed, 0, LARGEST_SEED)
         at_least(f"{where}.epochs", self.epochs, 1)
         require(
             not (self.target == "none" and self.batchnorm == "frozen"),

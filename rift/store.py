@@ -13,11 +13,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
+import os
+import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,16 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from rift.checkpoint import file_digest, load_tensors, save_json, save_tensors, write_atomically
-from rift.errors import UserError
+from rift.errors import UserError, shown
 from rift.resume_point import BEFORE, RESUME, drop_resume_points, read_resume_point, write_resume_point
 from rift.saving import BackgroundSaver
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+# Versions of stages whose algorithm has changed, so that what was made before is not taken for it; a stage
+# that is not named has version 1, and no mark in its key.
+ALGORITHMS: dict[str, int] = {}
 _ALWAYS = ("options.json", "result.json", "metrics.jsonl")
 
 
@@ -68,19 +74,28 @@ class StageFolder:
         """Whether the completion mark is there."""
         return (self.path / MANIFEST).is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether somebody has worked on it before."""
+        return (self.path / "options.json").is_file()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Waits until no other job works on this folder, then holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_of(self.path))
+        lock, holder = FileLock(lock_of(self.path)), lock_of(self.path).with_suffix(".holder")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.info("%s: another job is working on %s, waiting for it", self.stage, self.path)
+            who = holder.read_text(encoding="utf-8") if holder.is_file() else "another job"
+            log.info("%s: %s is working on %s, waiting for it", self.stage, shown(who), self.path)
             lock.acquire()
         try:
+            with suppress(OSError):  # only who waits wants to know
+                holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
 
     def begin(self) -> None:
@@ -216,6 +231,13 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def unfinished(self, folder: StageFolder, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Results of the same stage and name that were begun with other options: where, and which."""
+        for path in sorted(folder.path.parent.glob(f"{glob.escape(name)}-*")):
+            if path != folder.path and not (path / MANIFEST).exists() and (path / RESUME).is_file():
+                with suppress(OSError, ValueError):
+                    yield path, json.loads((path / "options.json").read_text(encoding="utf-8"))
+
     def folder(self, stage: str, name: str, options: Mapping[str, Any]) -> StageFolder:
         """The folder of the result that `options` decide; it need not exist.
 
@@ -225,7 +247,8 @@ class Store:
             options: everything that decides the result, and nothing else.
         """
         # Through JSON once, so that what is compared later is what was digested.
-        plain = json.loads(json.dumps({"stage": stage, **options}, allow_nan=False))
+        version = {"algorithm": ALGORITHMS[stage]} if ALGORITHMS.get(stage, 1) > 1 else {}
+        plain = json.loads(json.dumps({"stage": stage, **version, **options}, allow_nan=False))
         key = digest(plain)
         return StageFolder(self.root / stage / f"{name}-{key}", stage, key, plain)
 

@@ -48,6 +48,7 @@ def make_summary(
                     *pipeline.import_notes,
                     *results.get("at", {}).get("notes", []),
                     *alarms(results),
+                    *pipeline.runner.notes,
                     *(note for result in results.values() for note in result["fallbacks"]),
                 ]
             )

@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from rift.errors import JobFailed
+from rift.errors import JobFailed, printable
 from rift.explain import EXPECTED, in_one_line
 
 VARIABLE = "RIFT_SWEEP"
@@ -109,7 +109,7 @@ def recorded(number: int, overrides: Sequence[str], *, carry_on: bool) -> Iterat
         yield
     except EXPECTED as error:
         reason = in_one_line(error)
-        print(f"rift: error: job #{number}: {reason}", file=sys.stderr)
+        print(f"rift: error: job #{number}: {printable(reason)}", file=sys.stderr)
     except Exception as error:  # a bug in one job is no reason to lose the others
         traceback.print_exc()
         reason = in_one_line(error)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import wandb
-
 from rift.explain import exit_code
 from rift.network import PATIENCE, is_reachable
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 30  # seconds that W&B's server has to take up a run
+FINISH_TIMEOUT = 120  # and to take what is left at its end, which lies on the disk too
 
 # Each stage's own horizontal axis.
 AXES = {
@@ -89,7 +88,9 @@ def _forgiving(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args)
         except Exception as error:  # anything may come out of a network client
             self.broken = True
-            log.warning("W&B failed (%s); the run goes on, its metrics are in the result files", error)
+            log.warning(
+                "W&B failed (%s); the run goes on, its metrics are in the result files", _first_line(error)
+            )
 
     return call
 
@@ -98,7 +99,9 @@ class WandbTracker(Tracker):
     """One W&B run per job, its id the job's key, so that a resumed job continues its run."""
 
     def __init__(self, run: Any) -> None:
-        self.run = run
+        import wandb  # only here and where a run begins: `logger=none` does without, installed or not
+
+        self.run, self.wandb = run, wandb
         self.broken = False
         self._defined: set[str] = set()
         self.where = Path(run.settings.sync_dir)
@@ -125,17 +128,25 @@ class WandbTracker(Tracker):
     @_forgiving
     def ranking(self, modules: list[dict[str, Any]]) -> None:
         columns = ["module", "rank", "mrc", "robust_accuracy_drop", "relative_norm"]
-        table = wandb.Table(columns=columns, data=[[entry[name] for name in columns] for entry in modules])
-        chart = wandb.plot.bar(table, "module", "mrc", title="Module robust criticality")
+        table = self.wandb.Table(
+            columns=columns, data=[[entry[name] for name in columns] for entry in modules]
+        )
+        chart = self.wandb.plot.bar(table, "module", "mrc", title="Module robust criticality")
         self.run.log({"mrc/ranking": table, "mrc/chart": chart})
 
     @_forgiving
     def sweep(self, points: list[dict[str, Any]]) -> None:
         columns = ["alpha", "clean_accuracy", "robust_accuracy"]
-        table = wandb.Table(columns=columns, data=[[point[name] for name in columns] for point in points])
+        table = self.wandb.Table(
+            columns=columns, data=[[point[name] for name in columns] for point in points]
+        )
         title = "Along α"
         self.run.log(
-            {"interpolate/chart": wandb.plot.line(table, "clean_accuracy", "robust_accuracy", title=title)}
+            {
+                "interpolate/chart": self.wandb.plot.line(
+                    table, "clean_accuracy", "robust_accuracy", title=title
+                )
+            }
         )
 
     @_forgiving
@@ -146,7 +157,7 @@ class WandbTracker(Tracker):
             for version in about["at"]["accuracy"]
         ]
         columns = ["corruption", "severity", "images", *networks]
-        self.run.log({"corruptions/table": wandb.Table(columns=columns, data=data)})
+        self.run.log({"corruptions/table": self.wandb.Table(columns=columns, data=data)})
 
     @_forgiving
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -154,13 +165,14 @@ class WandbTracker(Tracker):
 
     @_forgiving
     def figures(self, paths: list[Path]) -> None:
-        self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+        self.run.log({f"figures/{path.stem}": self.wandb.Image(str(path)) for path in paths})
 
     def close(self, code: int = 0) -> None:
         try:
             self.run.finish(exit_code=code)
         except Exception as error:  # see _forgiving
-            log.warning("W&B could not close the run (%s); its metrics are in the result files", error)
+            what = "W&B could not close the run (%s); all is in the result files, `wandb sync` sends the rest"
+            log.warning(what, _first_line(error))
 
 
 @contextmanager
@@ -184,11 +196,13 @@ def has_credentials() -> bool:
     """Whether W&B would find a key in the environment or the netrc file; nobody is asked."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(_server()).netloc  # W&B keeps the port
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
+        host = urlparse(_server()).netloc  # W&B keeps the port
+        path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
         found = netrc.netrc(str(path)).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
+    except (
+        Exception
+    ):  # no home, no file, one that is damaged or another user's: whatever it is, there is no key
         return False
     return found is not None and bool(found[2])
 
@@ -226,41 +240,57 @@ def open_tracker(
         mode = os.environ.get("WANDB_MODE", "online")
     if mode == "disabled":
         return Tracker()
+    if (reason := _import_error()) is not None:
+        log.warning("W&B cannot be imported (%s); metrics go to the result files alone", reason)
+        return Tracker()
     if mode == "online" and (reason := _obstacle()):
         mode = "offline"  # online, W&B would ask for a key, or try for minutes, and lose the run
         log.info("W&B: offline (%s); `wandb sync` sends the run later", reason)
 
-    def start(mode: str) -> Any:
-        settings = wandb.Settings(
-            init_timeout=INIT_TIMEOUT, console="off", silent=True, disable_git=True, save_code=False
-        )
-        return wandb.init(
-            project=project,
-            entity=entity,
-            tags=tags,
-            dir=str(folder),
-            id=key,
-            name=job,
-            group=study,
-            job_type=job_type or None,
-            resume="allow",
-            mode=mode,
-            config=dict(config),
-            settings=settings,
-        )
-
+    run = {"project": project, "entity": entity, "tags": tags, "dir": str(folder), "id": key, "name": job}
+    run |= {"group": study, "job_type": job_type or None, "resume": "allow", "config": dict(config)}
     try:
-        return WandbTracker(start(mode))
-    except Exception as error:  # no network, a wrong key, a full disk: the run matters more
-        log.warning("W&B could not start %s (%s)", mode, str(error).splitlines()[0] if str(error) else error)
+        return WandbTracker(_start(mode, run))
+    except Exception as error:  # no network, a wrong key, a full disk, a broken install: the run matters more
+        log.warning("W&B could not start %s (%s)", mode, _first_line(error))
     if mode == "offline":
         return Tracker()
     try:
+        import wandb
+
         wandb.teardown()  # else its service holds the id of the run that it could not start
-        return WandbTracker(start("offline"))
+        return WandbTracker(_start("offline", run))
     except Exception as error:  # likewise
-        log.warning("W&B could not start offline either (%s); metrics go to the result files alone", error)
+        log.warning(
+            "W&B could not start offline either (%s); metrics go to the result files alone",
+            _first_line(error),
+        )
         return Tracker()
+
+
+def _start(mode: str, run: Mapping[str, Any]) -> Any:
+    import wandb
+
+    bounds: dict[str, Any] = {"init_timeout": INIT_TIMEOUT}
+    if "finish_timeout" in getattr(
+        wandb.Settings, "model_fields", ()
+    ):  # older versions try to send for as long as it takes
+        bounds |= {"finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
+    settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **bounds)
+    return wandb.init(mode=mode, settings=settings, **run)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _import_error() -> str | None:
+    """Why there is no W&B in this environment, if so."""
+    try:
+        import wandb  # noqa: F401
+    except Exception as error:  # not installed, or with libraries that it does not go with
+        return _first_line(error)
+    return None
 
 
 def _obstacle() -> str | None:

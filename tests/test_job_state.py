@@ -189,7 +189,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from rift.job import _held
-with _held(Path(sys.argv[1])):
+with _held(Path(sys.argv[1]), {}):
     time.sleep(600)
 """
 

@@ -134,8 +134,8 @@ class Killed(BaseException):
 def restored_process():
     """Gives back what a job changes in its process: threads, loggers, environment, arguments."""
     threads, argv, environment = torch.get_num_threads(), list(sys.argv), dict(os.environ)
-    logger = logging.getLogger("rift")
-    before = list(logger.handlers), logger.level, logger.propagate
+    loggers = [logging.getLogger(), logging.getLogger("rift")]  # Hydra's --info writes through the root
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     try:
         yield
     finally:
@@ -144,7 +144,9 @@ def restored_process():
         sys.argv[:] = argv
         os.environ.clear()
         os.environ.update(environment)
-        logger.handlers[:], logger.level, logger.propagate = before
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
         GlobalHydra.instance().clear()
 
 

@@ -30,6 +30,7 @@ from rift.report.study import (
     study_frame,
 )
 from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
+from rift.streams import prepare_streams
 
 _TITLE = "AT and RiFT"
 _PLAIN_WIDTH = 140  # columns of a terminal table that goes into a file or a pipe
@@ -37,6 +38,7 @@ _PLAIN_WIDTH = 140  # columns of a terminal table that goes into a file or a pip
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 2, after one sentence, for what the user can mend."""
+    prepare_streams()
     try:
         options = _parsed(arguments)
         if options.experiment is not None:

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from rift.runtime.layout import overruns_in_channels_last
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -105,6 +107,24 @@ class Runtime:
         """
         size = min(batch_size or self.batch_size, count)
         return in_full_batches(function, size) if self.full_batches else function
+
+    def in_smaller_batches(self, work: Callable[[], T]) -> T:
+        """Does work in batches of `batch_size`, and again in halves where the device has no room for them.
+
+        Raises:
+            UserError: there is no room for a single image.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                if self.batch_size == 1:
+                    raise UserError("The device has no room for a single image.") from error
+            # Outside the handler, which keeps the tensors of the failed attempt alive.
+            self.batch_size = (self.batch_size + 1) // 2
+            self.fall_back(f"out of memory: evaluated in batches of {self.batch_size}")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The training step's precision."""

@@ -163,7 +163,8 @@ def _epoch(
     )
     with measured(f"at {epoch + 1}/{training.epochs}", len(train)) as meter:
         for images, labels, indices in passes:
-            loss, logits = update(images, labels, indices, epoch)
+            with training.step(batch_size):
+                loss, logits = update(images, labels, indices, epoch)
             training.end_step(loss, logits, labels)
             meter.advance(len(labels))
         loss_sum, correct = training.totals.tolist()  # the epoch's one synchronisation

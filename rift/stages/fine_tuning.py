@@ -178,10 +178,11 @@ def _epoch(
     )
     with measured(f"finetune {epoch + 1}/{training.epochs}", len(train)) as meter:
         for images, labels, _ in passes:
-            loss, logits = gradients(images, labels)
-            if training.optimizer is not None:
-                training.optimizer.step()
-                training.updated()
+            with training.step(options.batch_size):
+                loss, logits = gradients(images, labels)
+                if training.optimizer is not None:
+                    training.optimizer.step()
+                    training.updated()
             training.end_step(loss, logits, labels)
             meter.advance(len(labels))
         loss_sum, right = training.totals.tolist()

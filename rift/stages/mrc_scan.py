@@ -87,6 +87,16 @@ def mrc_scan(
 
 def criticality_of(view: View, baseline: tuple[float, float], solver: Solver) -> Criticality:
     """MRC of the module, or the set of modules, that the view is of."""
+    try:
+        return _searched(view, baseline, solver)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "The device has no room for the scan: lower runtime.cache_mib (fewer activations are kept, the "
+            "numbers stay), or stage.mrc.batch_size."
+        ) from error
+
+
+def _searched(view: View, baseline: tuple[float, float], solver: Solver) -> Criticality:
     return module_robust_criticality(
         view.logits,
         view.weights,

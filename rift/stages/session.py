@@ -72,17 +72,21 @@ class Session:
         crafting.check(split.images[:8] / 255)
         if runtime.row_major_float32 and runtime.precision != torch.float32:
             network = runtime.place(copy.deepcopy(network), torch.float32)  # it is laid out for training
-        with borrowed(network, training=False), measured(label, runs * len(split)) as meter:
-            return robust_verdicts(
-                runtime.filled(network, len(split)),
-                crafting,
-                split,
-                attack,
-                runs=runs,
-                exact_runs=exact_runs,
-                seed=derive_seed(purpose, self.seed),
-                batch_size=runtime.batch_size,
-                channels_last=runtime.channels_last_in(torch.float32),
-                advance=meter.advance,
-                accelerate=lambda craft: runtime.filled(crafting.captured(attack, craft), len(split)),
-            )
+
+        def verdicts() -> Verdicts:
+            with borrowed(network, training=False), measured(label, runs * len(split)) as meter:
+                return robust_verdicts(
+                    runtime.filled(network, len(split)),
+                    crafting,
+                    split,
+                    attack,
+                    runs=runs,
+                    exact_runs=exact_runs,
+                    seed=derive_seed(purpose, self.seed),
+                    batch_size=runtime.batch_size,
+                    channels_last=runtime.channels_last_in(torch.float32),
+                    advance=meter.advance,
+                    accelerate=lambda craft: runtime.filled(crafting.captured(attack, craft), len(split)),
+                )
+
+        return runtime.in_smaller_batches(verdicts)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rift import signals
+from rift.errors import UserError
 from rift.runtime import Runtime, random_state, restore_random_state, seed_everything
 from rift.stage_options import TrainingConfig
 from rift.stages.loss_watch import LossWatch, check_finite
@@ -83,6 +85,25 @@ class Training:
             restore_random_state(self._random_state)
             self._random_state = {}
         self._began = time.monotonic() - self.seconds
+
+    @contextmanager
+    def step(self, batch_size: int) -> Iterator[None]:
+        """Around one update: an update that does not fit into memory says which batch size to try.
+
+        Args:
+            batch_size: of the update.
+
+        Raises:
+            UserError: out of memory.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"The device has no room for an update with stage.{self.stage}.batch_size={batch_size}: try "
+                f"{max(1, batch_size // 2)} (and a learning rate that goes with it), or "
+                "runtime.precision=bfloat16."
+            ) from error
 
     @property
     def epoch_seconds(self) -> float:
