@@ -97,7 +97,11 @@ def test_a_negative_variance_is_refused(tmp_path):
 
 def test_size_and_architecture_are_said_of_both(tmp_path):
     other = saved(tmp_path, weights(build("resnet18", width=8)))
-    assert_refused(other, "model=resnet_small model.width=4:", "choose model=resnet18 model.width=8")
+    assert_refused(
+        other,
+        "does not fit the model (model=resnet_small model.width=4):",
+        "choose model=resnet18 model.width=8",
+    )
     other = saved(tmp_path, weights(build("resnet_small", width=8)))
     assert_refused(other, "(8, 3, 3, 3) and not (4, 3, 3, 3)", "choose model=resnet_small model.width=8")
     other = saved(tmp_path, weights(build("wrn34_10", num_classes=100)))

@@ -167,8 +167,10 @@ def _check_fit(entries: dict[str, Tensor], expected: dict[str, Tensor], model: n
         remedy, ours = advice(entries), form(expected)
         if remedy is None or remedy == advice(expected):
             remedy = _CHOOSE
-        asked = ours if ours and ours.startswith("model=") else "the model"
-        raise UserError(f"The checkpoint {path} does not fit {asked}: {', '.join(problems)}; {remedy}.")
+        asked = f" ({ours})" if ours and ours.startswith("model=") else ""
+        raise UserError(
+            f"The checkpoint {path} does not fit the model{asked}: {', '.join(problems)}; {remedy}."
+        )
 
 
 def _check_classes(
