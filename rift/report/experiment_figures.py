@@ -135,6 +135,7 @@ def relation_figure(cells: Sequence[Cell]) -> Figure | None:
         ("end_delta_clean", "Δ clean to α = 1 (points)"),
         ("end_delta_robust", "Δ robust to α = 1 (points)"),
     )
+    several = len({job.summary["dataset"] for job in jobs}) > 1
     figure = new_figure(9.6, 3.6)
     for axes, (key, text) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.axhline(0, color="0.7", lw=0.8, zorder=1)
@@ -143,7 +144,7 @@ def relation_figure(cells: Sequence[Cell]) -> Figure | None:
             mrcs, values = ([row[name] for row in gains] for name in ("mrc", key))
             axes.plot(
                 mrcs, 100 * np.array(values), ls="", marker="o", ms=4, alpha=0.75, color=colour,
-                label=f"seed {job.summary['seed']}",
+                label=_whose(job.summary, several),
             )  # fmt: skip
         if all(row["mrc"] > 0 for job in jobs for row in job.summary["gains"]):
             axes.set_xscale("log")
@@ -213,6 +214,10 @@ def _mean_curve(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
 
 def _shared_words(labels: list[str]) -> list[str]:
     return [word for word in labels[0].split() if all(word in label.split() for label in labels)]
+
+
+def _whose(summary: dict[str, Any], several: bool) -> str:
+    return f"{summary['dataset']}, seed {summary['seed']}" if several else f"seed {summary['seed']}"
 
 
 def _own(label: str, shared: list[str]) -> str:
