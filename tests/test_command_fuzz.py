@@ -10,7 +10,7 @@ from tiny_jobs import command
 from rift.command_line import GROUPS, check_arguments
 from rift.conf_files import CONF
 from rift.config import Config, to_config
-from rift.errors import LONGEST_SENTENCE, UserError, printable
+from rift.errors import LONGEST_SENTENCE, UserError, printable, shown
 from rift.explain import EXPECTED, explain, option_names
 from rift.main import quoted
 
@@ -81,7 +81,7 @@ _likely = st.builds(
 def sentence(error: Exception) -> None:
     """It is one, and a terminal may have it."""
     said = printable(explain(error))
-    assert said.strip() and said.isprintable(), repr(said)
+    assert said.strip() and shown(said) == said, repr(said)
     assert len(said) <= LONGEST_SENTENCE + 3
 
 

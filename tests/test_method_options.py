@@ -74,7 +74,7 @@ def test_what_is_not_the_official_codes_is_said():
     ("typed", "words"),
     [
         (["method=trades", "method.beta=-1"], r"method\.beta=-1\.0 is too small: give 0 or more"),
-        (["method=trades", "method.beta=nan"], r"method\.beta=nan is too small"),
+        (["method=trades", "method.beta=nan"], r"method\.beta=nan is not finite"),
         (["method=mart", "method.beta=inf"], r"method\.beta=inf is not finite"),
         (["method.beta=3"], r"method\.beta=3\.0 is no option of method=pgd_at: it has no options"),
         (["method=trades", "method.gamma=1"], r"method\.gamma=1\.0 is no option .*beta, start_std"),

@@ -58,6 +58,7 @@ def train(session, folder, options, attack=ATTACK, method="pgd_at", **others):
 
 def outcome(folder):
     """(weights, what the optimiser would go on with, metrics without times)."""
+    folder.settle()  # it is written in the background
     tensors, note = load_tensors(folder.path / RESUME)
     weights = {name: folder.load(name) for name in ("best", "last")}
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in note["rows"]]
@@ -273,7 +274,7 @@ def test_crafting_never_moves_statistics(session, tmp_path, monkeypatch, batchno
 
 
 def test_a_diverged_training_is_one_sentence(session, tmp_path):
-    with pytest.raises(UserError, match=r"diverged in epoch 1 .*lower stage\.at\.lr"):
+    with pytest.raises(UserError, match=r"diverged in epoch 1, batch .*lower stage\.at\.lr"):
         train(session, stage_folder(tmp_path), options_of("stage.at.lr=1e30", "stage.at.epochs=1"))
 
 

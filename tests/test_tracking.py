@@ -118,7 +118,7 @@ def test_the_run_is_the_job(job):
 def test_every_metric_of_every_stage_is_in_it(job):
     summary = json.loads(next(job.glob("jobs/demo/*/summary.json")).read_text())
     assert set(summary["stages"]) == {
-        name for name in AXES if not name.startswith(("cifar10_1", "auto_attack"))
+        name for name in AXES if not name.startswith(("cifar10_1", "auto_attack", "joint", "gains"))
     }
     history, _ = history_and_summary(offline_file(job))
     checked = 0
@@ -457,5 +457,5 @@ def test_sections_of_the_pipeline_have_axes():
         for what in ("evaluate", "auto_attack", "corruptions", "cifar10_1")
         for of in ("at", "rift")
     }
-    assert set(AXES) == {"at", "mrc", "finetune", "interpolate"} | measured
+    assert set(AXES) == {"at", "mrc", "joint", "gains", "finetune", "interpolate"} | measured
     assert tracking.AXES["interpolate"] == "alpha"

@@ -151,7 +151,7 @@ def _check_names(content: Mapping[Any, Any], path: Path) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    return name.isshown() and len(name) <= _MAX_NAME
+    return name.isprintable() and len(name) <= _MAX_NAME
 
 
 def _shown(name: Any) -> str:
