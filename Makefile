@@ -25,18 +25,22 @@ $(VENV)/.rift-ready: requirements.txt pyproject.toml
 demo: $(STAMP)  ## all stages on embedded digits: table, figures, W&B offline run
 	$(RUN) -m rift experiment=demo
 
+# Each test computes with one thread, so two processes fill two cores; a file's tests stay in one of them.
+WORKERS := 2
+PARALLEL := -n $(WORKERS) --dist loadfile
+
 test: $(STAMP)  ## the tests, without the slow ones
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(STAMP)  ## the slow tests too
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 # What trains, crafts, scans and traces: the parts that other kernels could change.
 KERNELS := tests/test_attacks_*.py tests/test_criticality.py tests/test_models_*.py tests/test_runtime_*.py \
            tests/test_stages_*.py tests/test_training_equality.py
 
 test-avx2: $(STAMP)  ## the tests of the computing parts, as on a CPU that has no AVX-512
-	ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -m "not slow" $(KERNELS)
+	ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest -m "not slow" $(PARALLEL) $(KERNELS)
 
 lint: $(STAMP)  ## ruff: errors, style, format
 	$(RUN) -m ruff check .

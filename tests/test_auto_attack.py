@@ -119,6 +119,7 @@ def test_a_part_of_the_images_is_spread_over_the_split(session, theta, tmp_path)
     assert evaluate(session, theta, stage_folder(tmp_path), images=10)["num_images"] == 10
 
 
+@pytest.mark.slow
 def test_the_standard_version_has_four_attacks(session, theta, tmp_path):
     result = evaluate(session, theta, stage_folder(tmp_path), "standard", images=12)
     assert list(result["after"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]

@@ -37,7 +37,7 @@ AXES = {
     "mrc_stability": ("arm=scan,scan_other_images,scan_projected", "seed=0", "stage.mrc.max_images=60"),
     "joint_mrc": ("stage.finetune.top_k=2", "stage.joint.size=2", "stage.joint.epochs=1", "seed=0"),
 }
-QUICK = ("figure3", "joint_mrc")
+QUICK = ("figure3",)
 JOBS = {"table1": 3, "table2": 2, "table3": 3, "table4": 4, "figure1": 4, "figure3": 2, "bn_ablation": 4,
         "protocol_gap": 3, "mrc_stability": 3, "joint_mrc": 2}  # fmt: skip
 SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(AXES)]
