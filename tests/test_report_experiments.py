@@ -163,6 +163,17 @@ def test_another_network_of_the_same_study_is_shown_in_place_of_rows_that_nobody
     assert len(both) == 8
 
 
+def test_a_value_that_the_file_does_not_sweep_has_cells_of_its_own():
+    small = seeds(study="table1", model="resnet_small", dataset="digits")
+    cells = cells_of("table1", small)
+    assert [cell.label for cell in cells] == ["resnet_small digits pgd_at paper least_critical"]
+    assert len(cells[0].jobs) == 3
+    other = seeds(
+        study="table1", dataset="digits"
+    )  # a swept network on another set: the file's networks on it
+    assert [len(cell.jobs) for cell in cells_of("table1", other)] == [3, 0, 0]
+
+
 # -- arms --------------------------------------------------------------------------------------------
 
 

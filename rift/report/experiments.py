@@ -112,10 +112,11 @@ def filled_cells(experiment: Experiment, jobs: Sequence[Job]) -> list[Cell]:
     Besides the setting of its file, each other setting is shown in which jobs of a study of the
     experiment's name were run: another network, another data set.
     """
-    settings = [dict(experiment.setting)]
+    # What is swept is no part of a setting, unless a job has a value that the file does not sweep.
+    settings = [{name: value for name, value in experiment.setting.items() if name not in experiment.axes}]
     for job in jobs:
-        own = {name: str(job.summary.get(name)) for name in NAMES}
-        own |= {name: experiment.setting[name] for name in NAMES if name in experiment.axes}
+        values = {name: str(job.summary.get(name)) for name in NAMES}
+        own = {name: value for name, value in values.items() if value not in experiment.axes.get(name, ())}
         if job.summary.get("study") == experiment.name and own not in settings:
             settings.append(own)
     first, *others = [_filled(experiment, list(_cells(experiment, setting)), jobs) for setting in settings]
@@ -126,11 +127,11 @@ def filled_cells(experiment: Experiment, jobs: Sequence[Job]) -> list[Cell]:
 
 def _cells(experiment: Experiment, setting: Mapping[str, str]) -> Iterator[Cell]:
     """The cells of one setting, empty."""
-    axes = {name: values for name, values in experiment.axes.items() if name != "seed"}
+    axes = {name: values for name, values in experiment.axes.items() if name not in ("seed", *setting)}
     seeds = tuple(int(seed) for seed in experiment.axes.get("seed", ("0",)))
     for values in product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        own = {name: chosen.get(name, setting[name]) for name in NAMES}
+        own = {name: setting[name] if name in setting else chosen[name] for name in NAMES}
         arm, asked = chosen.get("arm"), chosen.get(_TARGET, experiment.target)
         about = {"target": asked, "options": {_TOP_K: chosen.get(_TOP_K)}}
         target = paper_target({"model": own["model"], "dataset": own["dataset"], **about})
