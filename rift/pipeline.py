@@ -10,18 +10,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rift.assembly import make_attack, make_method, normalisation
-from rift.checkpoint import file_digest
 from rift.config import Config
+from rift.initial_weights import InitialWeights, initial_weights
 from rift.measurements import Measurement, measurements
 from rift.method_options import resolved
-from rift.models import check_normalisation, load_foreign_checkpoint, own_width
+from rift.models import own_width
 from rift.naming import job_name
 from rift.runner import Runner
 from rift.stage_options import BY_CRITICALITY
@@ -41,7 +39,6 @@ from rift.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
-IMPORT_CHECK = 500  # images on which imported weights are tried
 UNKNOWN = "(known after the scan)"
 
 
@@ -61,7 +58,6 @@ class Pipeline:
         self.selection_attack = make_attack(config.selection_attack)
         self.name = job_name(config)
         self.folders: dict[str, StageFolder] = {}
-        self.import_notes: list[str] = []  # what had to be done to a checkpoint, and what it is worth
 
     def rehearse(self) -> None:
         """Goes through the chain without working or writing.
@@ -115,7 +111,7 @@ class Pipeline:
         config, options = self.config, self.config.stage.at
         if "at" not in config.stage.run and config.model.checkpoint is not None:
             options = replace(options, epochs=0)  # the checkpoint's weights are θ_AT
-        initial, digest = self._initial_weights
+        initial, digest = self._initial.state, self._initial.digest
         model, dataset = config.model, self.session.dataset
         augmentation = self._augmentation(options.padding_mode)
         identity = {
@@ -313,24 +309,17 @@ class Pipeline:
     @property
     def checkpoint_digest(self) -> str | None:
         """SHA-256 of the file that the job starts from, if it does."""
-        return self._initial_weights[1]
+        return self._initial.digest
+
+    @property
+    def import_notes(self) -> list[str]:
+        """What had to be done to a checkpoint, and what it is worth."""
+        return list(self._initial.notes)
 
     @cached_property
-    def _initial_weights(self) -> tuple[dict[str, Tensor] | None, str | None]:
-        """The checkpoint's weights and its digest; read and tried once."""
-        if self.config.model.checkpoint is None:
-            return None, None
-        path = Path(self.config.model.checkpoint).expanduser()
-        network = self.session.new_network()
-        self.import_notes = load_foreign_checkpoint(network, path)
-        train = self.session.dataset.train
-        some = torch.linspace(0, len(train) - 1, min(IMPORT_CHECK, len(train))).long()
-        sample = train.subset(some)
-        note = check_normalisation(
-            network.eval(), sample.images / 255, sample.labels, f"The checkpoint {path}"
-        )
-        self.import_notes.append(note)
-        return network.state_dict(), file_digest(path)
+    def _initial(self) -> InitialWeights:
+        """Read and tried once."""
+        return initial_weights(self.config, self.session)
 
 
 def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:

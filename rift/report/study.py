@@ -13,7 +13,7 @@ from rift.report.paper import canonical_target, paper_row
 from rift.report.results import Job
 from rift.report.settings import settings_texts
 from rift.report.texts import attack_text, mean_text, ood_text
-from rift.report.tradeoff import dominated_area, harmonic_mean
+from rift.report.tradeoff import with_tradeoff
 from rift.report.verdicts import against_paper, over_seeds
 
 SETTING = ["model", "dataset", "method", "protocol", "target", "attack", "ood", "settings", "smoke"]
@@ -60,7 +60,7 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
     records = []
     for job in jobs:
         summary = job.summary
-        at, rift = (_with_tradeoff(summary, which) for which in ("at", "rift"))
+        at, rift = (with_tradeoff(summary, which) for which in ("at", "rift"))
         restarts = (summary.get("attack") or {}).get("restarts")
         record = {
             key: summary.get(key) for key in ("model", "dataset", "method", "protocol", "seed", "name", "key")
@@ -94,22 +94,6 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
     frame[_MEASURED] = frame[_MEASURED].astype(float)
     frame[SETTING[:-1]] = frame[SETTING[:-1]].fillna("").astype(str)
     return frame
-
-
-def _with_tradeoff(summary: dict[str, Any], which: str) -> dict[str, Any]:
-    """What was measured of a network, and clean and robust accuracy as one number.
-
-    AT offers one point, RiFT the whole curve, on the split where α* was chosen.
-    """
-    found = dict(summary.get(which) or {})
-    harmonic = harmonic_mean(found.get("clean_accuracy"), found.get("robust_accuracy"))
-    if harmonic is not None:
-        found["harmonic_accuracy"] = harmonic
-    sweep = sorted(summary.get("sweep") or [], key=lambda point: point["alpha"])
-    if sweep:
-        points = [(point["clean_accuracy"], point["robust_accuracy"]) for point in sweep]
-        found["dominated_area"] = dominated_area(points[:1] if which == "at" else points)
-    return found
 
 
 def one_job_per_seed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

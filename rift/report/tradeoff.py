@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def harmonic_mean(clean: float | None, robust: float | None) -> float | None:
@@ -30,3 +31,19 @@ def dominated_area(points: Iterable[tuple[float, float]]) -> float:
             area += clean * (robust - highest)
             highest = robust
     return area
+
+
+def with_tradeoff(summary: dict[str, Any], which: str) -> dict[str, Any]:
+    """What was measured of a network, and clean and robust accuracy as one number.
+
+    AT offers one point, RiFT the whole curve, on the split where α* was chosen.
+    """
+    found = dict(summary.get(which) or {})
+    harmonic = harmonic_mean(found.get("clean_accuracy"), found.get("robust_accuracy"))
+    if harmonic is not None:
+        found["harmonic_accuracy"] = harmonic
+    sweep = sorted(summary.get("sweep") or [], key=lambda point: point["alpha"])
+    if sweep:
+        points = [(point["clean_accuracy"], point["robust_accuracy"]) for point in sweep]
+        found["dominated_area"] = dominated_area(points[:1] if which == "at" else points)
+    return found
