@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from rift.methods import Method
 from rift.methods import make_method as method_by_name
 from rift.models import build_model
 from rift.preflight import check_data, check_plan
+from rift.room import check_room
 from rift.runtime import (
     Runtime,
     choose_device,
@@ -137,4 +139,5 @@ def make_session(config: Config, runtime: Runtime) -> Session:
     if data.name not in SHAPES:
         check_plan(config, network)
     check_data(config, dataset, network)
+    check_room(Path(config.output), network, config)
     return Session(dataset, runtime, config.seed, make)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,27 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
 
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} in its note")
+
+
+def content_digest(tensors: Mapping[str, Tensor], note: Any = None) -> str:
+    """SHA-256 of a note, and of every tensor's name, type, shape and bits; tensors on the CPU."""
+    digest = hashlib.sha256(json.dumps(note, sort_keys=True, allow_nan=False).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the first folder above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk that a path is on, or would be."""
+    return shutil.disk_usage(nearest_existing(path)).free
 
 
 def file_digest(path: Path) -> str:

@@ -73,6 +73,11 @@ class Criticality:
     farthest: float
     epochs: int
 
+    @property
+    def finite(self) -> bool:
+        """Whether the search stayed within the numbers."""
+        return math.isfinite(self.mrc) and math.isfinite(self.farthest)
+
 
 def norm_of(tensor: Tensor, norm: str) -> Tensor:
     """The ℓ2 or ℓ∞ norm of all elements together, a scalar."""

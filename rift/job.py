@@ -16,18 +16,17 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from rift.assembly import make_runtime, make_session
-from rift.checkpoint import save_json
+from rift.checkpoint import nearest_existing, save_json
 from rift.config import Config
 from rift.explain import in_one_line
 from rift.job_state import LOCK_FILE, STATE_FILE, JobState
+from rift.locks import held
 from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
-from rift.room import check_room
 from rift.runtime import Runtime, computes_bfloat16
 from rift.stage_options import CHAIN
 from rift.store import Store, digest
@@ -72,7 +71,6 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
     session = make_session(config, runtime)
     pipeline = Pipeline(config, session, Store(Path(config.output) / "store"))
     pipeline.rehearse()
-    check_room(Path(config.output), session.new_network(), config)
     key, name = job_key(config, runtime), " ".join([pipeline.name, *varied])
     folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +101,8 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
 
 def _check_writable(output: Path) -> None:
     """Raises `OSError` if the folder cannot be made or written; leaves nothing behind."""
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
     try:
-        with TemporaryFile(dir=there) as file:
+        with TemporaryFile(dir=nearest_existing(output)) as file:
             file.write(b"0" * 2**16)  # into a file on a full disk nothing goes
     except OSError as error:  # it names the file, which is nobody's business
         raise OSError(error.errno, error.strerror, str(output)) from error
@@ -123,27 +120,25 @@ def _held(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
 
     A process that finds it held waits until the other one has ended, and then finds its results.
     """
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=1)  # whoever reads a job's state holds its lock for an instant
-    except Timeout:
+
+    def tell() -> None:
         log.info("another process is running this job, waiting for it: %s", folder)
-        lock.acquire()
-    began = JobState("running", began=_now(), host=platform.node(), pid=os.getpid())
-    try:
-        save_json(folder / STATE_FILE, {**asdict(began), "about": about})
-        yield
-        _note_end(folder, began, about, "done")
-    except KeyboardInterrupt:
-        with suppress(OSError):  # what went wrong first is what is told
-            _note_end(folder, began, about, "stopped")
-        raise
-    except Exception as error:
-        with suppress(OSError):
-            _note_end(folder, began, about, "failed", in_one_line(error))
-        raise
-    finally:
-        lock.release()
+
+    # Whoever reads a job's state holds its lock for an instant.
+    with held(folder / LOCK_FILE, tell, patience=1):
+        began = JobState("running", began=_now(), host=platform.node(), pid=os.getpid())
+        try:
+            save_json(folder / STATE_FILE, {**asdict(began), "about": about})
+            yield
+            _note_end(folder, began, about, "done")
+        except KeyboardInterrupt:
+            with suppress(OSError):  # what went wrong first is what is told
+                _note_end(folder, began, about, "stopped")
+            raise
+        except Exception as error:
+            with suppress(OSError):
+                _note_end(folder, began, about, "failed", in_one_line(error))
+            raise
 
 
 def _note_end(

@@ -1,10 +1,35 @@
-"""Whether somebody holds a lock file, found out without writing."""
+"""Locks that end with their process: holding one, and finding out without writing whether somebody does."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def held(path: Path, waiting: Callable[[], None], patience: float = 0) -> Iterator[None]:
+    """Holds a lock file, and waits for it if another process does.
+
+    Args:
+        path: of the lock; the file stays.
+        waiting: called once where the lock is not free within the patience, before the wait.
+        patience: seconds.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_held(lock: Path) -> bool:

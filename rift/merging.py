@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rift import foreign
+from rift.checkpoint import free_bytes
 from rift.errors import UserError
 from rift.foreign import RESULT, SUMMARY, Finished
 from rift.job_state import LOCK_FILE
@@ -248,8 +249,7 @@ def _check_folders(target: Path, sources: Sequence[Path]) -> None:
 
 
 def _check_room(target: Path, size: int) -> None:
-    there = next(path for path in (target, *target.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(target)
     if size + _SPARE > free:
         raise UserError(
             f"{target} has room for {free // _MIB:,} MiB and {(size + _SPARE) // _MIB:,} are needed: "

@@ -49,14 +49,18 @@ class Pipeline:
         config: checked configuration.
         session: data, machine, seed.
         store: where results live.
+        initial: what `model.checkpoint` holds, where that was read already.
     """
 
-    def __init__(self, config: Config, session: Session, store: Store) -> None:
+    def __init__(
+        self, config: Config, session: Session, store: Store, initial: InitialWeights | None = None
+    ) -> None:
         self.config, self.session, self.store = config, session, store
         self.method = make_method(config)
         self.attack = make_attack(config.attack)
         self.selection_attack = make_attack(config.selection_attack)
         self.name = job_name(config)
+        self._given = initial
         self.folders: dict[str, StageFolder] = {}
 
     def rehearse(self) -> None:
@@ -189,7 +193,7 @@ class Pipeline:
             # What θ_AT is depends on whether it is trained here, or given.
             run = [name for name in stage.run if name == "at"] + ["finetune", "interpolate", "evaluate"]
             config = replace(self.config, stage=replace(stage, run=run, finetune=alone, evaluate=evaluate))
-            pipeline = Pipeline(config, self.session, self.store)
+            pipeline = Pipeline(config, self.session, self.store, self._initial)
             folders = pipeline.run(Tracker())
             assert pipeline._key("at") == self._key("at"), "the gains are of another network"
             results = {section: folder.result() for section, folder in folders.items()}
@@ -319,7 +323,7 @@ class Pipeline:
     @cached_property
     def _initial(self) -> InitialWeights:
         """Read and tried once."""
-        return initial_weights(self.config, self.session)
+        return self._given or initial_weights(self.config, self.session)
 
 
 def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:

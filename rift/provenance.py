@@ -61,7 +61,7 @@ def made_elsewhere(result: Mapping[str, Any], device: str) -> str | None:
         device: the present one's name.
     """
     theirs = (result.get("versions") or {}).get("torch"), (result.get("device") or {}).get("name")
-    ours = versions()["torch"], device
+    ours = version("torch"), device
     if None in theirs or theirs == ours:
         return None
     return (

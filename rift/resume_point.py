@@ -6,8 +6,6 @@ finished result that nobody can tell from a right one.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rift.checkpoint import load_tensors, save_tensors, sync_folder
+from rift.checkpoint import content_digest, load_tensors, save_tensors, sync_folder
 from rift.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,7 +39,7 @@ def write_resume_point(path: Path, tensors: Mapping[str, Tensor], note: Mapping[
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     fresh = path.with_name(f".{path.name}.partial")
     try:
-        save_tensors(fresh, plain, {**note, _SEAL: seal(plain, note)})
+        save_tensors(fresh, plain, {**note, _SEAL: content_digest(plain, note)})
         if path.is_file():
             path.replace(path.with_name(BEFORE))
         fresh.replace(path)
@@ -61,7 +59,7 @@ def read_resume_point(
         try:
             tensors, note = load_tensors(path, "cpu")
             told = note.pop(_SEAL) if isinstance(note, dict) and _SEAL in note else None
-            if told != seal(tensors, note):
+            if told != content_digest(tensors, note):
                 raise UserError("its digest does not fit its contents")
         except UserError as error:
             log.warning("%s is damaged (%s): not used, what came after it is computed anew", path, error)
@@ -80,14 +78,3 @@ def drop_resume_points(folder: Path) -> None:
     with suppress(OSError):
         for path in [*points(folder), *folder.glob(".*.partial")]:
             path.unlink(missing_ok=True)
-
-
-def seal(tensors: Mapping[str, Tensor], note: Any) -> str:
-    """SHA-256 of a note, and of every tensor's name, type, shape and bits."""
-    digest = hashlib.sha256(json.dumps(note, sort_keys=True, allow_nan=False).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

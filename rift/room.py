@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from torch import nn
 
+from rift.checkpoint import free_bytes
 from rift.config import Config
 from rift.errors import UserError
 
@@ -22,8 +22,7 @@ def check_room(output: Path, network: nn.Module, config: Config) -> None:
         network: as the stages will have it.
         config: which stages run, and whether weights are averaged.
     """
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    free, needed = shutil.disk_usage(there).free, needed_bytes(network, config)
+    free, needed = free_bytes(output), needed_bytes(network, config)
     if free < needed:
         raise UserError(
             f"{output} has {free / _GIB:.2f} GiB free, and this job needs about {needed / _GIB:.2f}: make "

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from rift.checkpoint import file_digest, load_tensors, save_json, save_tensors, write_atomically
 from rift.errors import UserError, shown
+from rift.locks import held
 from rift.resume_point import BEFORE, RESUME, drop_resume_points, read_resume_point, write_resume_point
 from rift.saving import BackgroundSaver
 
@@ -83,20 +83,19 @@ class StageFolder:
     def locked(self) -> Iterator[None]:
         """Waits until no other job works on this folder, then holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(lock_of(self.path)), lock_of(self.path).with_suffix(".holder")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        holder = lock_of(self.path).with_suffix(".holder")
+
+        def tell() -> None:
             who = holder.read_text(encoding="utf-8") if holder.is_file() else "another job"
             log.info("%s: %s is working on %s, waiting for it", self.stage, shown(who), self.path)
-            lock.acquire()
-        try:
-            with suppress(OSError):  # only who waits wants to know
-                holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+
+        with held(lock_of(self.path), tell):
+            try:
+                with suppress(OSError):  # only who waits wants to know
+                    holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
 
     def begin(self) -> None:
         """Records what the folder is for.

@@ -27,9 +27,8 @@ def prepare_streams() -> None:
 
     Streams that somebody has put in their places (a test, a notebook) are left as they are.
     """
-    for number in range(
-        3
-    ):  # else the next file to be opened gets the number, and warnings are written into it
+    # Else the next file to be opened gets a closed stream's number, and warnings are written into it.
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:

@@ -200,9 +200,7 @@ def has_credentials() -> bool:
         host = urlparse(_server()).netloc  # W&B keeps the port
         path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
         found = netrc.netrc(str(path)).authenticators(host)
-    except (
-        Exception
-    ):  # no home, no file, one that is damaged or another user's: whatever it is, there is no key
+    except Exception:  # no home, no file, a damaged one, another user's: whatever it is, there is no key
         return False
     return found is not None and bool(found[2])
 
@@ -272,9 +270,8 @@ def _start(mode: str, run: Mapping[str, Any]) -> Any:
     import wandb
 
     bounds: dict[str, Any] = {"init_timeout": INIT_TIMEOUT}
-    if "finish_timeout" in getattr(
-        wandb.Settings, "model_fields", ()
-    ):  # older versions try to send for as long as it takes
+    # Older versions try to send for as long as it takes.
+    if "finish_timeout" in getattr(wandb.Settings, "model_fields", ()):
         bounds |= {"finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
     settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **bounds)
     return wandb.init(mode=mode, settings=settings, **run)

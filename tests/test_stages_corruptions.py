@@ -83,6 +83,7 @@ def test_killed_and_given_again_it_gives_the_same(session, state, tmp_path, resu
     folder = stage_folder(tmp_path)
     with pytest.raises(Killed):
         evaluated(session, folder, state, Fragile(session.dataset.test))
+    folder.settle()  # what is saved is written in the background
     again = stage_folder(tmp_path)
     assert evaluated(session, again, state) == result[1]
     assert again.resumed and again.rows() == result[0].rows()

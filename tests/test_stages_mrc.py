@@ -249,8 +249,10 @@ def test_a_killed_joint_scan_goes_on_to_the_same_result(
         return search(*arguments)
 
     monkeypatch.setattr(joint_stage, "criticality_of", dying)
+    killed = stage_folder(tmp_path)
     with pytest.raises(Killed):
-        joint(session, stage_folder(tmp_path), theta_at, scanned)
+        joint(session, killed, theta_at, scanned)
+    killed.settle()  # what is saved is written in the background
     monkeypatch.undo()
     folder = stage_folder(tmp_path)
     assert joint(session, folder, theta_at, scanned) == jointly[1]

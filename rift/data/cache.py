@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rift.checkpoint import write_atomically
+from rift.checkpoint import content_digest, write_atomically
 from rift.data.decode import decode_all
 from rift.data.files import regular_stat
 from rift.errors import UserError, shown
@@ -76,15 +76,6 @@ def _source(root: Path, parts: dict[str, Sequence[Path]], size: int | None) -> s
     return digest.hexdigest()
 
 
-def _content(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()
-
-
 def _load(
     path: Path, source: str, parts: dict[str, Sequence[Path]], *, say: bool = False
 ) -> dict[str, Tensor] | None:
@@ -118,12 +109,13 @@ def _problem(
     fits = all(tensor.dtype == torch.uint8 and tensor.dim() == 4 for tensor in kept.values())
     if not fits or {part: len(tensor) for part, tensor in kept.items()} != counts:
         return "are damaged (not one image for each file)"
-    return None if header.get("sha256") == _content(kept) else "are damaged (another SHA-256 than noted)"
+    whole = header.get("sha256") == content_digest(kept)
+    return None if whole else "are damaged (another SHA-256 than noted)"
 
 
 def _save(tensors: dict[str, Tensor], path: Path, source: str) -> None:
     """A reader finds a whole file or none. A failure is only a warning."""
-    header = {"source": source, "sha256": _content(tensors)}
+    header = {"source": source, "sha256": content_digest(tensors)}
     try:
         write_atomically(path, lambda partial: save_file(tensors, partial, metadata=header))
     except (SafetensorError, OSError) as error:

@@ -7,11 +7,10 @@ that weights of one form never pass for weights of the other.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rift.models.wide_resnet import check_widening, draw_weights
+from rift.models.wide_resnet import drawn
 
 
 class SiluBlock(nn.Module):
@@ -86,9 +85,4 @@ def silu_wide_resnet(*, depth: int, width: int, num_classes: int, in_channels: i
     Raises:
         UserError: `width` is not positive.
     """
-    check_widening(width)
-    with torch.device("meta"):  # initial weights are drawn once, below
-        model = SiluWideResNet(depth, width, num_classes, in_channels)
-    draw_weights(model)
-    nn.init.zeros_(model.logits.bias)
-    return model
+    return drawn(SiluWideResNet, depth, width, num_classes, in_channels)

@@ -7,12 +7,16 @@ checkpoints. Left out is that implementation's `sub_block1`, a copy of the first
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rift.errors import UserError
+
+T = TypeVar("T", bound=nn.Module)
 
 
 class PreActivationBlock(nn.Module):
@@ -85,22 +89,21 @@ def wide_resnet(*, depth: int, width: int, num_classes: int, in_channels: int) -
     Raises:
         UserError: `width` is not positive.
     """
-    check_widening(width)
-    with torch.device("meta"):  # initial weights are drawn once, below
-        model = WideResNet(depth, width, num_classes, in_channels)
-    draw_weights(model)
-    nn.init.zeros_(model.fc.bias)
-    return model
+    return drawn(WideResNet, depth, width, num_classes, in_channels)
 
 
-def check_widening(width: int) -> None:
-    """Raises `UserError` at a widening factor that is not positive."""
+def drawn(
+    network: Callable[[int, int, int, int], T],
+    depth: int,
+    width: int,
+    num_classes: int,
+    in_channels: int,
+) -> T:
+    """A wide ResNet of either form with its first weights, see `wide_resnet`."""
     if width < 1:
         raise UserError(f"A wide ResNet cannot have widening factor {width}: set model.width to 1 or more.")
-
-
-def draw_weights(model: nn.Module) -> None:
-    """Gives a network without storage its first weights, on the CPU, in the order of the modules."""
+    with torch.device("meta"):  # without storage, since weights are drawn once, and by one rule
+        model = network(depth, width, num_classes, in_channels)
     model.to_empty(device="cpu")
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -108,3 +111,5 @@ def draw_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
         elif isinstance(module, (nn.BatchNorm2d, nn.Linear)):
             module.reset_parameters()  # BatchNorm: weight 1, bias 0
+            nn.init.zeros_(module.bias)
+    return model

@@ -13,11 +13,10 @@ from matplotlib.lines import Line2D
 
 from rift.report.experiment_table import Line, lines
 from rift.report.experiments import Cell
-from rift.report.figures import BLUE, GREEN, GREY, ORANGE, new_figure
+from rift.report.figures import BLUE, DIAMOND, GREEN, GREY, ORANGE, new_figure
 from rift.report.paper import paper_scan
 from rift.report.study import metric_text
 
-_PAPER = {"marker": "D", "ls": "", "ms": 5, "mfc": "white", "mec": "black", "mew": 1.0}
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "black", GREY)
 
 
@@ -49,7 +48,7 @@ def difference_figure(cells: Sequence[Cell]) -> Figure | None:
     panels[0].set_ylim(len(cells) - 0.4, -0.6)
     handles = [Line2D([], [], color=BLUE, marker="o", ls="", label="measured, ± standard deviation")]
     if any(line.reported["delta"] is not None for line in told):
-        handles.append(Line2D([], [], **_PAPER, label="paper"))
+        handles.append(Line2D([], [], **DIAMOND, label="paper"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.suptitle(f"RiFT − AT\n{' '.join(shared)}" if len(cells) > 1 else "RiFT − AT", fontsize=10)
     return figure
@@ -111,14 +110,14 @@ def scan_figure(cells: Sequence[Cell]) -> Figure | None:
             )
         for row, name in enumerate(names):
             if name in reported:
-                axes.plot(reported[name][key], row, **_PAPER, zorder=4)
+                axes.plot(reported[name][key], row, **DIAMOND, zorder=4)
         _plain(axes)
     drops.set_xlabel("robust accuracy drop (points)")
     mrcs.set_xlabel("MRC (increase of the robust loss)")
     drops.set_yticks(range(len(names)), names, fontsize=7.5)
     drops.set_ylim(len(names) - 0.4, -0.6)
     handles: list[Any] = [Line2D([], [], color=BLUE, marker=".", ls="", label="each seed")]
-    handles += [Line2D([], [], **_PAPER, label="paper, Figure 3")] if reported else []
+    handles += [Line2D([], [], **DIAMOND, label="paper, Figure 3")] if reported else []
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     count = "1 seed" if len(scans) == 1 else f"{len(scans)} seeds, bar: mean ± standard deviation"
     figure.suptitle(f"Robust criticality of each module\n{cell.label}   ({count})", fontsize=10)
@@ -191,7 +190,7 @@ def _difference(axes: Axes, line: Line, row: int) -> None:
         error = values.std(ddof=1) if len(values) > 1 else None
         axes.errorbar(values.mean(), row, xerr=error, fmt="o", ms=5, color=BLUE, lw=1.2, capsize=2, zorder=3)
     if (reported := line.reported["delta"]) is not None:
-        axes.plot(reported, row, **_PAPER, zorder=4)
+        axes.plot(reported, row, **DIAMOND, zorder=4)
 
 
 def _mean_curve(cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

@@ -12,7 +12,7 @@ import pandas as pd
 from rift.report.cells import MISSING, mean_and_std, number
 from rift.report.experiments import Cell, arm_about, arm_options
 from rift.report.job import SMOKE_MARK
-from rift.report.paper import PaperRow, paper_row
+from rift.report.paper import PAPER_EPSILON, PaperRow, paper_row
 from rift.report.study import difference_seen, metric_text
 from rift.report.texts import attack_text, ood_text
 from rift.report.tradeoff import harmonic_mean
@@ -132,12 +132,11 @@ def experiment_cells(cells: Sequence[Cell], *, stacked: bool) -> pd.DataFrame:
         cells: of one experiment.
         stacked: paper above ours above their difference, for a terminal; otherwise side by side.
     """
-    rows = []
-    told = lines(cells)
-    for index, line in enumerate(told):
-        nth = sum(1 for other in told[:index] if other.cell is line.cell)
-        parts = _label(line)
-        label = ("\n".join(parts) if nth == 0 else "") if stacked else " ".join(parts)
+    rows, named = [], None
+    for line in lines(cells):
+        # A cell is named at its first row.
+        label = "" if line.cell is named else ("\n" if stacked else " ").join(_label(line))
+        named = line.cell
         row = {"cell": label, "metric": metric_text(line.metric)}
         reported = any(value is not None for value in line.reported.values())
         for part, shown in PARTS.items():
@@ -156,8 +155,6 @@ def experiment_cells(cells: Sequence[Cell], *, stacked: bool) -> pd.DataFrame:
             row["vs paper"] = MISSING if set(versus) == {MISSING} else ", ".join(versus)
         rows.append(row)
     frame = pd.DataFrame(rows)
-    if not stacked:
-        frame["cell"] = _once_each(frame["cell"])
     empty = [name for name in frame if name.endswith(("paper", "diff.")) and set(frame[name]) <= {MISSING}]
     return frame.drop(columns=empty)
 
@@ -198,7 +195,8 @@ def _paper(cell: Cell) -> PaperRow | None:
     """The paper's row for a cell, whether or not anything was run."""
     if len(cell.jobs):
         return paper_row(cell.jobs["job"].iloc[0].summary)
-    summary = {**cell.setting, "target": cell.target, "attack": {"norm": "linf", "epsilon_value": 8 / 255}}
+    attack = {"norm": "linf", "epsilon_value": PAPER_EPSILON}
+    summary = {**cell.setting, "target": cell.target, "attack": attack}
     return paper_row(summary) if cell.arm is None else None
 
 
@@ -212,11 +210,6 @@ def _reported(row: PaperRow, metric: str) -> dict[str, float | None]:
         return dict.fromkeys(PARTS)
     rift = None if row.rift is None else row.rift[metric]
     return {"at": row.at[metric], "rift": rift, "delta": row.delta(metric)}
-
-
-def _once_each(labels: pd.Series) -> pd.Series:
-    """A label at its first row alone."""
-    return labels.where(labels != labels.shift(), "")
 
 
 def _label(line: Line) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,13 @@ def experiment_names() -> list[str]:
 def load_experiment(name: str) -> Experiment:
     """Reads `conf/experiment/<name>.yaml`."""
     path = CONF / "experiment" / f"{name}.yaml"
-    tree, lines = _read(path), path.read_text(encoding="utf-8").splitlines()
-    comment = next(line for line in lines if line.startswith("# ") and "@package" not in line)
+    tree = _read(path)
     choices = dict(entry for entry in map(_choice, _read(CONF / "config.yaml")["defaults"]) if entry)
     choices |= dict(entry for entry in map(_choice, tree.get("defaults", [])) if entry)
     axes = _axes(tree)
     target = tree.get("stage", {}).get("finetune", {}).get("target", "least_critical")
     setting = {group: str(choices[group]) for group in NAMES}
-    about = comment.removeprefix("# ").split("rift -m", 1)[0].rstrip(".: ")
+    about = _comment(path).split("rift -m", 1)[0].rstrip(".: ")
     return Experiment(name, about, axes, setting, target, _stages(tree))
 
 
@@ -222,11 +222,16 @@ def arm_options(arm: str) -> dict[str, Any]:
 
 def arm_about(arm: str) -> str:
     """An arm's comment: what it stands for."""
-    lines = (CONF / "arm" / f"{arm}.yaml").read_text(encoding="utf-8").splitlines()
-    comment = next(line for line in lines if line.startswith("# ") and "@package" not in line)
-    return comment.removeprefix("# ").partition(": ")[2].rstrip(".")
+    return _comment(CONF / "arm" / f"{arm}.yaml").partition(": ")[2].rstrip(".")
 
 
+def _comment(path: Path) -> str:
+    """A file's first comment, which says what it is."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith("# ") and "@package" not in line).removeprefix("# ")
+
+
+@cache  # asked for again with every job
 def _read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 

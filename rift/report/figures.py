@@ -51,7 +51,7 @@ def mrc_figure(summary: dict[str, Any]) -> Figure:
         Patch(color=ORANGE, label=f"most critical: {most['module']}"),
     ]
     if reported:
-        handles.append(Line2D([], [], **_DIAMOND, label="paper, Figure 3"))
+        handles.append(Line2D([], [], **DIAMOND, label="paper, Figure 3"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     figure.suptitle(f"Robust criticality of each module\n{_subtitle(summary)}", fontsize=10)
     return figure
@@ -99,7 +99,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     return [png, pdf]
 
 
-_DIAMOND = {"marker": "D", "ls": "", "ms": 5, "mfc": "white", "mec": "black", "mew": 1.1}
+DIAMOND = {"marker": "D", "ls": "", "ms": 5, "mfc": "white", "mec": "black", "mew": 1.1}
 _STAR = {"marker": "*", "ls": "", "ms": 15, "mfc": ORANGE, "mec": "white", "mew": 0.8}
 
 
@@ -133,7 +133,7 @@ def _panel(
     for row, value in enumerate(values):
         text, end = number(value, decimals), max(finite[row], 0.0, left)
         if row in paper:
-            axes.plot(paper[row], row, **_DIAMOND, zorder=4)
+            axes.plot(paper[row], row, **DIAMOND, zorder=4)
             text, end = f"{text} (paper {paper[row]:g})", max(end, paper[row])
         shift = 6 if row in paper else 3  # clear of the diamond
         axes.annotate(

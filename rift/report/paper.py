@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from rift.stage_options import SETS
+
 PAPER_EPSILON = 8 / 255
 _METRICS = ("clean", "ood", "robust")
 
@@ -43,7 +45,7 @@ def canonical_target(summary: Mapping[str, Any]) -> str | None:
     A module given by its exact name stays that name, as does any choice the paper does not have.
     """
     target = summary.get("target")
-    if target not in ("top_k", "joint_k", "random_k"):
+    if target not in SETS:
         return target
     count = len(summary.get("target_modules") or [])
     count = count or (summary.get("options") or {}).get("stage.finetune.top_k")

@@ -59,7 +59,7 @@ def stability_frame(cells: Sequence[Cell]) -> pd.DataFrame:
         pairs = [("another seed", f"{a}–{b}", reference[a], reference[b]) for a, b in _pairs(reference)]
         for arm, scans in arms.items():
             if arm != REFERENCE:
-                shared = sorted(seed for seed in scans.keys() & reference.keys())
+                shared = sorted(scans.keys() & reference.keys())
                 pairs += [(arm_about(arm), str(seed), reference[seed], scans[seed]) for seed in shared]
         rows += [
             {"setting": setting, "change_of": change, "pair": pair, **agreement(first, second)}

@@ -6,21 +6,23 @@ lost; how critical they are *together* is left open. Here all modules of a set m
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from rift.attacks import Attack
-from rift.criticality import robust_loss
 from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.progress import measured
-from rift.runtime.device import DTYPES
 from rift.stage_options import MRCConfig
-from rift.stages.mrc_scan import adversarial_examples, criticality_of, make_solver, plain_batches
-from rift.stages.scanned_network import ScannedNetwork
+from rift.stages.mrc_scan import (
+    adversarial_examples,
+    criticality_of,
+    make_solver,
+    robustness,
+    scanned_network,
+)
 from rift.stages.session import Session
 from rift.store import StageFolder
 
@@ -59,27 +61,20 @@ def joint_scan(
     network = session.network(theta_at).requires_grad_(False)
     names = [name for name in scannable_modules(network) if name in ranking]
     images, labels = adversarial_examples(session, network, options, attack)
-    whole = session.runtime.filled(network, len(images), options.batch_size)
-    baseline = robust_loss(
-        lambda _, x: whole(x), images.new_empty(0), plain_batches(images, labels, options.batch_size)
-    )
-    solver, known = make_solver(options), {_key(row["modules"]): row for row in folder.rows()}
+    solver, baseline = make_solver(options), robustness(session, network, options, images, labels)
+    known = {_key(row["modules"]): row for row in folder.rows()}
 
     def measure(sets: list[list[str]]) -> None:
         """Of the sets that are not known yet; in the order of their first module, as the cache wants it."""
         missing = [names_of for names_of in sets if _key(names_of) not in known]
         if not missing:
             return
-        orders = ("scan shuffle", session.seed) if options.shuffle else None
-        precision = DTYPES[options.precision]
-        scanned = ScannedNetwork(
-            network, images, labels, options.batch_size, precision, session.runtime, orders
-        )
+        scanned = scanned_network(session, network, options, images, labels)
         with measured(f"joint MRC of {len(sets[0])}", len(missing), "sets") as meter:
             for modules in sorted(missing, key=lambda modules: names.index(modules[0])):
                 found = criticality_of(scanned.at(*modules), baseline, solver)
                 row = {"index": len(folder.rows()), "modules": modules, **asdict(found)}
-                if not (math.isfinite(found.mrc) and math.isfinite(found.farthest)):
+                if not found.finite:
                     raise UserError(
                         f"The joint scan of {', '.join(modules)} diverged: set stage.joint.solver=projected "
                         "or stage.mrc.project=step."

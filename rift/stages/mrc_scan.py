@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -53,21 +52,15 @@ def mrc_scan(
     if not names:
         raise UserError("stage.mrc.exclude leaves no module to scan: give fewer patterns.")
     images, labels = adversarial_examples(session, network, options, attack)
-    solver = make_solver(options)
-    whole = session.runtime.filled(network, len(images), options.batch_size)
-    baseline = robust_loss(
-        lambda _, x: whole(x), images.new_empty(0), plain_batches(images, labels, options.batch_size)
-    )
-    precision = DTYPES[options.precision]
-    orders = ("scan shuffle", session.seed) if options.shuffle else None
-    scanned = ScannedNetwork(network, images, labels, options.batch_size, precision, session.runtime, orders)
+    solver, baseline = make_solver(options), robustness(session, network, options, images, labels)
+    scanned = scanned_network(session, network, options, images, labels)
     with measured("mrc", len(names), "modules") as meter:
         meter.advance(len(rows))
         for index, name in enumerate(names[len(rows) :], start=len(rows)):
             view = scanned.at(name)
             found = criticality_of(view, baseline, solver)
             row = {"index": index, "module": name, **asdict(found), "cached": view.cached}
-            if not (math.isfinite(found.mrc) and math.isfinite(found.farthest)):
+            if not found.finite:
                 raise UserError(
                     f"The scan of {name} diverged: lower stage.mrc.lr or set stage.mrc.project=step."
                 )
@@ -83,6 +76,24 @@ def mrc_scan(
         "modules": [{**row, "rank": ranking.index(row["module"]) + 1} for row in rows],
         "ranking": ranking,
     }
+
+
+def robustness(
+    session: Session, network: nn.Module, options: MRCConfig, images: Tensor, labels: Tensor
+) -> tuple[float, float]:
+    """Loss and accuracy of the network as it is on the adversarial examples."""
+    whole = session.runtime.filled(network, len(images), options.batch_size)
+    passes = plain_batches(images, labels, options.batch_size)
+    return robust_loss(lambda _, x: whole(x), images.new_empty(0), passes)
+
+
+def scanned_network(
+    session: Session, network: nn.Module, options: MRCConfig, images: Tensor, labels: Tensor
+) -> ScannedNetwork:
+    """The network, to be cut at its modules in their order, in which what is kept is carried on."""
+    precision, runtime = DTYPES[options.precision], session.runtime
+    orders = ("scan shuffle", session.seed) if options.shuffle else None
+    return ScannedNetwork(network, images, labels, options.batch_size, precision, runtime, orders)
 
 
 def criticality_of(view: View, baseline: tuple[float, float], solver: Solver) -> Criticality:
