@@ -7,7 +7,7 @@ RUN    := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 STAMP  := $(if $(VENV),$(VENV)/.rift-ready,)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-avx2 lint format bench clean
+.PHONY: help setup demo test test-all test-avx2 lint format bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ format: $(STAMP)  ## ruff: mends style and format
 
 bench: $(STAMP)  ## each inner loop against its textbook twin
 	$(RUN) scripts/benchmark.py
+
+docs: $(STAMP)  ## the documentation as a site, into outputs/site
+	@$(RUN) -c "import material" 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(RUN) -m mkdocs build --quiet --strict --config-file scripts/mkdocs.yml
 
 clean:  ## removes caches; results and the environment stay
 	rm -rf .pytest_cache .ruff_cache build *.egg-info
