@@ -129,6 +129,15 @@ class CraftingNetwork(nn.Module):
             self._adopt(self._copy(), autocast=True)
 
 
+def traceable(network: nn.Module) -> bool:
+    """Whether the network's Python can be traced, so that no part of it depends on the data."""
+    try:
+        folding.trace(network)
+    except Exception:  # see `CraftingNetwork._folded`
+        return False
+    return True
+
+
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference of two logits, as a share of the largest logit expected."""
     return float((found.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6))

@@ -117,8 +117,10 @@ def fine_tuning(
             **augmentation,
         )
 
+    everything = len(modules) == len(scannable_modules(network))
+    moving = [network] if everything else [network.get_submodule(name) for name in modules]
     judge = clean_accuracy_on(selection, network, runtime)
-    result = tune(network, folder, options, modules, passes, len(train), judge, runtime, session.seed)
+    result = tune(network, folder, options, moving, passes, len(train), judge, runtime, session.seed)
     tuned = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     leaks = {epoch: leak(theta_at, folder.load(epoch), tuned) for epoch in ("best", "last")}
     return {"modules": modules, **result, "leak": leaks}
@@ -140,7 +142,7 @@ def tune(
     network: nn.Module,
     folder: Folder,
     options: FinetuneConfig,
-    modules: list[str],
+    moving: list[nn.Module],
     passes: Passes,
     count: int | None,
     judge: Callable[[], float] | None,
@@ -153,7 +155,7 @@ def tune(
         network: at the weights to start from, on the device; trained in place.
         folder: gets `best` and `last` weights and a metrics row per epoch.
         options: schedule, BatchNorm mode.
-        modules: exact names; with none, only statistics move; with all, every parameter moves.
+        moving: modules of the network whose parameters move; with none, only statistics do.
         passes: makes an epoch's batches.
         count: images in a pass; None where only the pass tells.
         judge: accuracy by which an epoch is the best; without it `best` is the last.
@@ -163,10 +165,8 @@ def tune(
     Returns:
         `best` and `last` epoch's metrics.
     """
-    everything = len(modules) == len(scannable_modules(network))
-    chosen = [network] if everything else [network.get_submodule(name) for name in modules]
     network.requires_grad_(False)
-    parameters = [parameter.requires_grad_() for module in chosen for parameter in module.parameters()]
+    parameters = [parameter.requires_grad_() for module in moving for parameter in module.parameters()]
     training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", runtime)
     gradients = gradient_pass(_loss, network, runtime)
     for epoch in training.remaining():
