@@ -2,6 +2,9 @@
 
 Hydra checks names and types while composing; `check` knows each group's limits and says them before any work
 is done. Nothing is ever written back: what is stored and logged is what was typed.
+
+Where the paper or we have a value for everybody, it is the default here too, so that options can be made by
+hand; which network and which images has none.
 """
 
 from __future__ import annotations
@@ -87,13 +90,13 @@ class DatasetConfig:
 
 @dataclass
 class AttackConfig:
-    norm: str = MISSING  # linf or l2
-    epsilon: str = MISSING  # radius in units of the [0, 1] image, as a fraction: 8/255
-    step_size: str = MISSING  # same units
-    steps: int = MISSING  # gradient evaluations per image
-    random_start: bool = MISSING
-    keep: str = MISSING  # last iterate, or the best per image
-    batchnorm: str = MISSING  # BatchNorm mode while crafting in training: eval or train
+    norm: str = "linf"  # linf or l2
+    epsilon: str = "8/255"  # radius in units of the [0, 1] image, as a fraction: 8/255
+    step_size: str = "2/255"  # same units
+    steps: int = 10  # gradient evaluations per image
+    random_start: bool = True
+    keep: str = "last"  # last iterate, or the best per image
+    batchnorm: str = "eval"  # BatchNorm mode while crafting in training: eval or train
 
     def check(self, where: str) -> None:
         one_of(f"{where}.norm", self.norm, ("linf", "l2"))
@@ -111,7 +114,7 @@ class AttackConfig:
 
 @dataclass
 class ProtocolConfig:
-    name: str = MISSING  # a file of conf/protocol
+    name: str = "paper"  # a file of conf/protocol
 
     def check(self, where: str) -> None:
         one_of(f"{where}.name", self.name, sorted(path.stem for path in (CONF / "protocol").glob("*.yaml")))
@@ -119,22 +122,22 @@ class ProtocolConfig:
 
 @dataclass
 class RuntimeConfig:
-    device: str = MISSING  # auto, cpu, cuda, cuda:1
-    precision: str = MISSING  # of crafting and the training step: auto, float32, bfloat16
-    selection_precision: str = MISSING  # of crafting where something is chosen: auto, float32, bfloat16
-    evaluation_precision: str = MISSING  # of crafting where a number is reported: float32, bfloat16
-    channels_last: bool | None = MISSING  # memory format; null: see conf/runtime/default.yaml
-    fold_batchnorm: bool = MISSING  # craft through a twin with BatchNorm folded into convolutions
-    cuda_graphs: bool = MISSING  # replay attacks and training steps as CUDA graphs
-    compile: bool = MISSING  # torch.compile of the crafting network and the training step
-    benchmark_limit: int = MISSING  # algorithms that cuDNN tries for each new shape; 0 is all
-    strict: bool = MISSING  # what cannot be done as asked is an error, not a fallback
-    save_seconds: float = MISSING  # between resume points of a training, besides those at a new best
-    tf32: bool = MISSING
-    deterministic: bool = MISSING
-    batch_size: int = MISSING  # images per batch where no weights are updated
-    cache_mib: int | None = MISSING  # bound of the MRC scan's activation cache; null: see Runtime
-    threads: int | None = MISSING  # CPU threads; null is torch's choice
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    precision: str = "auto"  # of crafting and the training step: auto, float32, bfloat16
+    selection_precision: str = "auto"  # of crafting where something is chosen: auto, float32, bfloat16
+    evaluation_precision: str = "float32"  # of crafting where a number is reported: float32, bfloat16
+    channels_last: bool | None = None  # memory format; null: see conf/runtime/default.yaml
+    fold_batchnorm: bool = True  # craft through a twin with BatchNorm folded into convolutions
+    cuda_graphs: bool = True  # replay attacks and training steps as CUDA graphs
+    compile: bool = False  # torch.compile of the crafting network and the training step
+    benchmark_limit: int = 10  # algorithms that cuDNN tries for each new shape; 0 is all
+    strict: bool = False  # what cannot be done as asked is an error, not a fallback
+    save_seconds: float = 60.0  # between resume points of a training, besides those at a new best
+    tf32: bool = False
+    deterministic: bool = False
+    batch_size: int = 512  # images per batch where no weights are updated
+    cache_mib: int | None = None  # bound of the MRC scan's activation cache; null: see Runtime
+    threads: int | None = None  # CPU threads; null is torch's choice
 
     def check(self, where: str) -> None:
         one_of(f"{where}.precision", self.precision, ("auto", "float32", "bfloat16"))

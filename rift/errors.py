@@ -9,7 +9,7 @@ from difflib import get_close_matches
 LONGEST_SENTENCE = 1500  # characters; some list every choice
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake that the user can mend. The message is one sentence: what is wrong, where, what to do.
 
     The entry points print it without a traceback and exit with a non-zero code; anything else that

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omegaconf import MISSING
-
 from rift.limits import at_least, one_of, require, share
 
 BASES = ("pgd_at", "trades", "mart")
@@ -43,7 +41,7 @@ _SCORE = {
 
 @dataclass
 class MethodConfig:
-    name: str = MISSING  # a key of OPTIONS
+    name: str = "pgd_at"  # a key of OPTIONS
     base: str | None = None  # awp: whose loss is perturbed, of BASES
     form: str | None = None  # score: of FORMS
     beta: float | None = None  # weight of the divergence between clean and adversarial outputs

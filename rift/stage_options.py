@@ -1,11 +1,13 @@
-"""The stages' part of the schema: types, units and limits of `stage.*`; see `rift.config`."""
+"""The stages' part of the schema: types, units and limits of `stage.*`; see `rift.config`.
+
+The defaults are the paper's, as `conf/stage/rift.yaml` and `protocol=paper` have them, so that options can be
+made by hand: `FinetuneConfig(epochs=3)`.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
-
-from omegaconf import MISSING
+from dataclasses import dataclass, field
 
 from rift.corruption_names import ALL, SELECTIONS, SEVERITIES
 from rift.limits import LARGEST_SEED, at_least, one_of, positive, require, share
@@ -23,18 +25,19 @@ BY_CHANCE = ("random", "random_k")
 
 @dataclass
 class TrainingConfig:
-    epochs: int = MISSING
-    batch_size: int = MISSING  # images per update
-    optimizer: str = MISSING  # any name of timm.optim; `momentum` is SGD with plain momentum
-    lr: float = MISSING
-    momentum: float = MISSING
-    weight_decay: float = MISSING  # on every parameter, biases and BatchNorm included
-    schedule: str = MISSING  # constant, or a name of timm.scheduler: multistep, cosine, …
-    milestones: list[int] = MISSING  # epochs after which the rate is multiplied by decay_rate
-    decay_rate: float = MISSING
-    padding_mode: str = MISSING  # of the random crop: zeros or reflect
-    selection_split: str = MISSING  # where the best epoch is chosen: test or holdout
-    select: str = MISSING  # which epoch goes on to the next stage: best or last
+    epochs: int = 110
+    batch_size: int = 128  # images per update
+    optimizer: str = "momentum"  # any name of timm.optim; `momentum` is SGD with plain momentum
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5.0e-4  # on every parameter, biases and BatchNorm included
+    schedule: str = "multistep"  # constant, or a name of timm.scheduler: multistep, cosine, …
+    # epochs after which the rate is multiplied by decay_rate
+    milestones: list[int] = field(default_factory=lambda: [100, 105])
+    decay_rate: float = 0.1
+    padding_mode: str = "zeros"  # of the random crop: zeros or reflect
+    selection_split: str = "test"  # where the best epoch is chosen: test or holdout
+    select: str = "best"  # which epoch goes on to the next stage: best or last
 
     def check(self, where: str) -> None:
         one_of(f"{where}.selection_split", self.selection_split, ("test", "holdout"))
@@ -52,11 +55,11 @@ class TrainingConfig:
 
 @dataclass
 class ATConfig(TrainingConfig):
-    evaluate_every: int = MISSING  # epochs between robust evaluations; always in the last tenth
-    label_smoothing: float = MISSING  # share of each label that is spread over all classes
-    average: float | None = MISSING  # decay of the moving average of the weights that is θ_AT; null: none
-    patience: int | None = MISSING  # epochs without a better one after which training ends; null: never
-    start_epoch: int = MISSING  # epochs that model.checkpoint has behind it; momentum starts afresh
+    evaluate_every: int = 1  # epochs between robust evaluations; always in the last tenth
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes
+    average: float | None = None  # decay of the moving average of the weights that is θ_AT; null: none
+    patience: int | None = None  # epochs without a better one after which training ends; null: never
+    start_epoch: int = 0  # epochs that model.checkpoint has behind it; momentum starts afresh
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -75,25 +78,23 @@ class ATConfig(TrainingConfig):
 
 @dataclass
 class MRCConfig:
-    solver: str = MISSING  # sgd (the paper's), or projected (normalised ascent)
-    split: str = MISSING  # D_std: train, holdout or test
-    max_images: int | None = MISSING  # at most, a class-balanced part of the split; null is all
-    part: int = MISSING  # which part of max_images, counted from 0; no two share an image
-    epsilon_w: float = MISSING  # radius of the weight ball, as a share of the weight's norm
-    norm: str = MISSING  # of the weight ball: l2 or linf
-    epochs: int = MISSING  # T
-    batch_size: int = MISSING
-    shuffle: bool = (
-        MISSING  # other batches in every epoch (published code), or the same ones, which is faster
-    )
-    optimizer: str = MISSING  # solver=sgd: any name of timm.optim
-    lr: float = MISSING  # γ
-    momentum: float = MISSING
-    project: str = MISSING  # after every epoch or step
-    on_violation: str = MISSING  # stop (Alg. 1) or continue (published code)
-    score: str = MISSING  # the last epoch's loss, or the worst of all epochs
-    precision: str = MISSING  # of the search, float32 or bfloat16; what is reported comes from float32
-    exclude: list[str] = MISSING  # name patterns of modules that are not scanned
+    solver: str = "sgd"  # sgd (the paper's), or projected (normalised ascent)
+    split: str = "train"  # D_std: train, holdout or test
+    max_images: int | None = None  # at most, a class-balanced part of the split; null is all
+    part: int = 0  # which part of max_images, counted from 0; no two share an image
+    epsilon_w: float = 0.1  # radius of the weight ball, as a share of the weight's norm
+    norm: str = "l2"  # of the weight ball: l2 or linf
+    epochs: int = 10  # T
+    batch_size: int = 512
+    shuffle: bool = False  # other batches in every epoch (published code), or the same ones, which is faster
+    optimizer: str = "momentum"  # solver=sgd: any name of timm.optim
+    lr: float = 1.0  # γ
+    momentum: float = 0.0
+    project: str = "epoch"  # after every epoch or step
+    on_violation: str = "stop"  # stop (Alg. 1) or continue (published code)
+    score: str = "last"  # the last epoch's loss, or the worst of all epochs
+    precision: str = "float32"  # of the search, float32 or bfloat16; what is reported comes from float32
+    exclude: list[str] = field(default_factory=list)  # name patterns of modules that are not scanned
 
     def check(self, where: str) -> None:
         one_of(f"{where}.solver", self.solver, ("sgd", "projected"))
@@ -122,9 +123,9 @@ class MRCConfig:
 
 @dataclass
 class JointConfig:
-    size: int = MISSING  # of the largest set of modules whose joint MRC is sought
-    solver: str = MISSING  # as stage.mrc.solver
-    epochs: int = MISSING  # as stage.mrc.epochs
+    size: int = 3  # of the largest set of modules whose joint MRC is sought
+    solver: str = "projected"  # as stage.mrc.solver
+    epochs: int = 10  # as stage.mrc.epochs
 
     def check(self, where: str) -> None:
         at_least(f"{where}.size", self.size, 2)
@@ -134,10 +135,13 @@ class JointConfig:
 
 @dataclass
 class FinetuneConfig(TrainingConfig):
-    target: str = MISSING  # one of TARGETS, or a module's exact name
-    top_k: int = MISSING  # how many modules with target=top_k, joint_k or random_k
-    target_seed: int = MISSING  # draws the modules of target=random and random_k
-    batchnorm: str = MISSING  # running statistics: train (they move) or frozen
+    target: str = "least_critical"  # one of TARGETS, or a module's exact name
+    top_k: int = 2  # how many modules with target=top_k, joint_k or random_k
+    target_seed: int = 0  # draws the modules of target=random and random_k
+    batchnorm: str = "frozen"  # running statistics: train (they move) or frozen
+    epochs: int = 10
+    lr: float = 0.001
+    milestones: list[int] = field(default_factory=lambda: [5])
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -153,12 +157,12 @@ class FinetuneConfig(TrainingConfig):
 
 @dataclass
 class InterpolateConfig:
-    points: int = MISSING  # α = 0 … 1 in this many even steps, both ends included
-    selection_split: str = MISSING  # where α* is chosen: test or holdout
-    restarts: int = MISSING  # attack runs per α
-    exact_runs: bool = MISSING  # attack fooled images again: needed for the worst run, not per image
-    tolerance: float = MISSING  # robust accuracy that may be lost, as a fraction: 0.001 is 0.1 points
-    batchnorm: str = MISSING  # statistics: interpolate, keep (θ_AT's), reestimate (on training images)
+    points: int = 11  # α = 0 … 1 in this many even steps, both ends included
+    selection_split: str = "test"  # where α* is chosen: test or holdout
+    restarts: int = 3  # attack runs per α
+    exact_runs: bool = True  # attack fooled images again: needed for the worst run, not per image
+    tolerance: float = 0.001  # robust accuracy that may be lost, as a fraction: 0.001 is 0.1 points
+    batchnorm: str = "interpolate"  # statistics: interpolate, keep (θ_AT's), reestimate (on training images)
 
     def check(self, where: str) -> None:
         one_of(f"{where}.batchnorm", self.batchnorm, ("interpolate", "keep", "reestimate"))
@@ -170,15 +174,17 @@ class InterpolateConfig:
 
 @dataclass
 class EvaluateConfig:
-    measure: list[str] = MISSING  # what is measured, of MEASUREMENTS
-    restarts: int = MISSING  # attack runs; the worst counts
-    exact_runs: bool = MISSING  # attack fooled images again, so that the worst *run* is known too
-    auto_attack: str = MISSING  # standard, or quick: a screen of two of its four attacks
-    auto_attack_images: int | None = MISSING  # at most, evenly spread over the test split; null is all
-    corruptions: str = MISSING  # which images: published, generated, auto (published where there are any)
-    corruption_set: list[str] = MISSING  # names of corruptions, or of SELECTIONS of them
-    severities: list[int] = MISSING  # of 1 to 5
-    ood: str = MISSING  # whose mean is reported as OOD: one of SELECTIONS, or evaluated (all of them)
+    # what is measured, of MEASUREMENTS
+    measure: list[str] = field(default_factory=lambda: ["pgd", "corruptions"])
+    restarts: int = 3  # attack runs; the worst counts
+    exact_runs: bool = True  # attack fooled images again, so that the worst *run* is known too
+    auto_attack: str = "standard"  # standard, or quick: a screen of two of its four attacks
+    auto_attack_images: int | None = None  # at most, evenly spread over the test split; null is all
+    corruptions: str = "auto"  # which images: published, generated, auto (published where there are any)
+    # names of corruptions, or of SELECTIONS of them
+    corruption_set: list[str] = field(default_factory=lambda: ["all19"])
+    severities: list[int] = field(default_factory=lambda: list(SEVERITIES))  # of 1 to 5
+    ood: str = "paper15"  # whose mean is reported as OOD: one of SELECTIONS, or evaluated (all of them)
 
     def check(self, where: str) -> None:
         require(
@@ -221,13 +227,13 @@ class EvaluateConfig:
 
 @dataclass
 class StageConfig:
-    run: list[str] = MISSING  # which stages run, of STAGES
-    at: ATConfig = MISSING
-    mrc: MRCConfig = MISSING
-    joint: JointConfig = MISSING
-    finetune: FinetuneConfig = MISSING
-    interpolate: InterpolateConfig = MISSING
-    evaluate: EvaluateConfig = MISSING
+    run: list[str] = field(default_factory=lambda: list(CHAIN))  # which stages run, of STAGES
+    at: ATConfig = field(default_factory=ATConfig)
+    mrc: MRCConfig = field(default_factory=MRCConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    interpolate: InterpolateConfig = field(default_factory=InterpolateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self, where: str) -> None:
         for stage in self.run:

@@ -20,7 +20,7 @@ The target is what the logits are compared with: labels (B,), or the clean image
 
 @dataclass(frozen=True)
 class Attack:
-    """What PGD needs to know.
+    """What PGD needs to know; the defaults are the paper's (Sec. 5.1).
 
     Attributes:
         norm: `linf` or `l2`.
@@ -37,10 +37,10 @@ class Attack:
         project: keep the iterates in the ball; without it they only stay in [0, 1].
     """
 
-    norm: str
-    epsilon: float
-    step_size: float
-    steps: int
+    norm: str = "linf"
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
     random_start: bool = True
     keep: str = "last"
     batchnorm: str = "eval"

@@ -5,7 +5,7 @@ from rift.data.checks import SHAPES
 from rift.data.cifar10_1 import read_cifar10_1
 from rift.data.load import DATASETS, load_dataset
 from rift.data.published import open_published
-from rift.data.splits import Dataset, Split
+from rift.data.splits import Dataset, Split, as_floats
 
 __all__ = [
     "DATASETS",
@@ -13,6 +13,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "Split",
+    "as_floats",
     "batches",
     "load_dataset",
     "open_published",

@@ -104,7 +104,10 @@ def _generate(
             pixels = split.images[part]
         if mirrored is not None:
             pixels = _mirror(pixels, mirrored[part])
-        images = pixels.to(torch.float32, memory_format=memory_format).div_(255)
+        # A copy in any case: a network may write over what it is given.
+        images = pixels.to(torch.float32, memory_format=memory_format, copy=True)
+        if not pixels.is_floating_point():
+            images.div_(255)
         yield Batch(images, labels[part], indices[part])
 
 
@@ -125,6 +128,8 @@ def _mirror(pixels: Tensor, mask: Tensor) -> Tensor:
     Selects with xor and a byte mask: `torch.where` with a condition that broadcasts is five times slower on a
     CPU, and indexing with the mask would make a GPU wait for the host.
     """
+    if pixels.is_floating_point():
+        return torch.where(mask[:, None, None, None], pixels.flip(3), pixels)
     byte_mask = mask.to(torch.uint8).neg_()[:, None, None, None]  # 0 or 255
     difference = pixels.flip(3).bitwise_xor_(pixels).bitwise_and_(byte_mask)
     return difference.bitwise_xor_(pixels)
@@ -133,7 +138,7 @@ def _mirror(pixels: Tensor, mask: Tensor) -> Tensor:
 class _Cropper:
     """The padded set, and a view of it from which a batch of crops is gathered in one copy.
 
-    The view has one entry for every byte of the padded set: the run of bytes, as long as a row of a crop,
+    The view has one entry for every number of the padded set: the run of numbers, as long as a row of a crop,
     that starts there. A crop is then a list of row starts. Copying whole rows is five times faster on a CPU
     than indexing a view of whole crops, where every byte has an address of its own.
     """
@@ -144,32 +149,30 @@ class _Cropper:
         padded = _pad(images, padding, mode, memory_format)
         # In memory a row holds all channels of its pixels (one plane), or the pixels of one channel of many.
         planes, step = (1, channels) if channels_last else (channels, 1)
-        self._row_bytes = (width + 2 * padding) * step
-        self._plane_bytes = (height + 2 * padding) * self._row_bytes
-        self._image_bytes = planes * self._plane_bytes
+        self._row_size = (width + 2 * padding) * step
+        self._plane_size = (height + 2 * padding) * self._row_size
+        self._image_size = planes * self._plane_size
         self._step = step
         self._shape = (height, width, channels) if channels_last else (channels, height, width)
         self._channels_last = channels_last
-        rows = torch.arange(height, device=images.device) * self._row_bytes
-        self._rows = (
-            torch.arange(planes, device=images.device)[:, None] * self._plane_bytes + rows
-        ).flatten()
+        rows = torch.arange(height, device=images.device) * self._row_size
+        self._rows = (torch.arange(planes, device=images.device)[:, None] * self._plane_size + rows).flatten()
         run = width * step
         self._runs = padded.as_strided((padded.numel() - run + 1, run), (1, 1))
 
     def crop(self, positions: Tensor, corners: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 crops of the images at `positions` whose top left is at `corners`, (B, 2)."""
-        starts = positions * self._image_bytes + corners[:, 0] * self._row_bytes + corners[:, 1] * self._step
+        """(B, C, H, W) crops of the images at `positions` whose top left is at `corners`, (B, 2)."""
+        starts = positions * self._image_size + corners[:, 0] * self._row_size + corners[:, 1] * self._step
         runs = self._runs.index_select(0, (starts[:, None] + self._rows).flatten())
         crops = runs.view(len(positions), *self._shape)
         return crops.permute(0, 3, 1, 2) if self._channels_last else crops
 
 
 def _pad(images: Tensor, padding: int, mode: str, memory_format: torch.memory_format) -> Tensor:
-    """(N, C, H + 2·padding, W + 2·padding) uint8; written out because torch reflects no bytes."""
+    """(N, C, H + 2·padding, W + 2·padding); written out because torch reflects no bytes."""
     count, channels, height, width = images.shape
     shape = (count, channels, height + 2 * padding, width + 2 * padding)
-    padded = torch.empty(shape, dtype=torch.uint8, device=images.device, memory_format=memory_format).zero_()
+    padded = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=memory_format).zero_()
     padded[:, :, padding : padding + height, padding : padding + width] = images
     if mode == "reflect":
         for dim, size in ((2, height), (3, width)):

@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: three splits of uint8 images, all on one device."""
+"""What a data set is once it is loaded: three splits of images, all on one device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Split:
     """A set of labelled images.
 
     Attributes:
-        images: (N, C, H, W) uint8, contiguous.
+        images: (N, C, H, W), contiguous; uint8, as data sets are loaded, or float32 in [0, 1], as they are
+            handed to the Python interface.
         labels: (N,) int64 in [0, number of classes).
         indices: (N,) int64, each image's position in the official split. Random numbers are drawn for this
             position, so an image keeps its crops and random starts whatever subset it is part of.
@@ -48,6 +49,11 @@ class Split:
         """The images at `positions`, (M,) int64 in [0, N), in that order; `indices` remain official."""
         positions = positions.to(self.device)
         return Split(*(part.index_select(0, positions) for part in (self.images, self.labels, self.indices)))
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """A split's images as networks take them: float32 in [0, 1]."""
+    return images if images.is_floating_point() else images / 255
 
 
 class Source(NamedTuple):

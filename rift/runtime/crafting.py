@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from rift.models.normalisation import Normalize
 from rift.runtime import folding
 from rift.runtime.device import Runtime
 from rift.runtime.graphs import graphed
@@ -35,7 +37,10 @@ class CraftingNetwork(nn.Module):
         self._pairs: list[folding.Pair] = []
         self._captured: dict[Hashable, Callable[..., Tensor]] = {}
         folded = self._folded() if runtime.fold_batchnorm else None
-        self._adopt(self._copy() if folded is None else folded, autocast=folded is None)
+        # Pixels are normalised in float32, so where nobody can tell the normalisation, torch's autocast says
+        # what is computed in lower precision.
+        lowered = folded is not None and self._lowers(folded)
+        self._adopt(self._copy() if folded is None else folded, autocast=not lowered)
         self._checked = folded is None
 
     def _copy(self) -> nn.Module:
@@ -59,9 +64,13 @@ class CraftingNetwork(nn.Module):
             return None
         self._pairs = folding.foldable_pairs(graph_module)
         folding.fold(graph_module, self._pairs)
-        if self._precision != torch.float32:
+        if self._lowers(graph_module):
             _lower(graph_module, self._precision)
         return graph_module
+
+    def _lowers(self, graph_module: fx.GraphModule) -> bool:
+        """Whether the folded twin is stored in lower precision."""
+        return self._precision != torch.float32 and _normalisation(graph_module) is not None
 
     def captured(
         self,
@@ -93,8 +102,11 @@ class CraftingNetwork(nn.Module):
         if not self._checked:
             self.check(images.detach()[:8])
         images = self._runtime.laid_out(images, self._precision)
-        with torch.autocast(self._runtime.device.type, dtype=self._precision, enabled=self._autocast):
+        with self._autocasting():
             return self._call(images).float()
+
+    def _autocasting(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._runtime.device.type, dtype=self._precision, enabled=self._autocast)
 
     @torch.no_grad()
     def check(self, images: Tensor) -> None:
@@ -106,8 +118,10 @@ class CraftingNetwork(nn.Module):
         with untuned():
             with borrowed(self._source[0], training=False) as network:
                 expected = network(images).float()
-            found = self.body(self._runtime.laid_out(images, self._precision))
-        if relative_difference(found, expected) > agreement(self._precision, images.device):
+            with self._autocasting():
+                found = self.body(self._runtime.laid_out(images, self._precision))
+        # What is no number agrees with nothing.
+        if not relative_difference(found, expected) <= agreement(self._precision, images.device):
             self._runtime.fall_back(
                 "the network with its BatchNorm folded gives other logits, so it is crafted through unfolded"
             )
@@ -115,14 +129,30 @@ class CraftingNetwork(nn.Module):
             self._adopt(self._copy(), autocast=True)
 
 
+def traceable(network: nn.Module) -> bool:
+    """Whether the network's Python can be traced, so that no part of it depends on the data."""
+    try:
+        folding.trace(network)
+    except Exception:  # see `CraftingNetwork._folded`
+        return False
+    return True
+
+
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference of two logits, as a share of the largest logit expected."""
     return float((found.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
 
 
+def _normalisation(graph_module: fx.GraphModule) -> fx.Node | None:
+    """Where a network of ours normalises its images; None for anybody else's."""
+    calls = [n for n in graph_module.graph.nodes if n.op == "call_module" and n.target == "normalize"]
+    ours = bool(calls) and isinstance(graph_module.get_submodule("normalize"), Normalize)
+    return calls[0] if ours else None
+
+
 def _lower(graph_module: fx.GraphModule, precision: torch.dtype) -> None:
     """Stores everything behind the normalisation in `precision`; pixels are still normalised in float32."""
-    normalize = next(node for node in graph_module.graph.nodes if node.target == "normalize")
+    normalize = _normalisation(graph_module)
     with graph_module.graph.inserting_after(normalize):
         cast = graph_module.graph.call_method("to", (normalize, precision))
     normalize.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rift.attacks.evaluation import correct
-from rift.data import batches
+from rift.data import Batch, Split, batches
 from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import derive_seed, permutation
-from rift.runtime import batchnorm_layers, borrowed, gradient_pass
+from rift.runtime import Runtime, batchnorm_layers, borrowed, gradient_pass
 from rift.runtime.graphs import Pass
 from rift.stage_options import BY_CHANCE, BY_CRITICALITY, SETS, TARGETS, FinetuneConfig
+from rift.stages.folder import Folder
 from rift.stages.session import Session
 from rift.stages.training import Training
-from rift.store import StageFolder
+
+Passes = Callable[[int, int], Iterable[Batch]]
+"""(epoch from 0, how many of its first batches are left out) -> the others; on the device."""
 
 
 def choose_modules(
@@ -75,7 +78,7 @@ def _shuffled(names: list[str], seed: int) -> list[str]:
 
 def fine_tuning(
     session: Session,
-    folder: StageFolder,
+    folder: Folder,
     options: FinetuneConfig,
     theta_at: dict[str, Tensor],
     modules: list[str],
@@ -98,28 +101,79 @@ def fine_tuning(
         The stage's result: the modules, the best and the last epoch's metrics, and how far everything outside
         the modules has moved until then (`leak`).
     """
-    runtime = session.runtime
+    runtime, train = session.runtime, session.dataset.train
     network = runtime.place(session.network(theta_at))
-    everything = len(modules) == len(scannable_modules(network))
-    chosen = [network] if everything else [network.get_submodule(name) for name in modules]
-    network.requires_grad_(False)
-    parameters = [parameter.requires_grad_() for module in chosen for parameter in module.parameters()]
-    training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", runtime)
     selection = session.dataset.split(options.selection_split)
-    gradients = gradient_pass(_loss, network, runtime)
-    judged = runtime.filled(network, len(selection))
-    for epoch in training.remaining():
-        training.begin_epoch("finetune", session.seed, epoch)
-        row = _epoch(session, training, gradients, options, augmentation, epoch)
-        with borrowed(network, training=False):
-            right = correct(
-                judged, selection, runtime.batch_size, runtime.channels_last_in(runtime.precision)
-            )
-        training.end_epoch(row | {"clean_accuracy": right.double().mean().item()})
-    result = training.finish()
+
+    def passes(epoch: int, skip: int) -> Iterator[Batch]:
+        return batches(
+            train,
+            options.batch_size,
+            epoch=epoch,
+            seed=derive_seed("finetune", session.seed),  # not AT's crops over again
+            shuffle=True,
+            channels_last=runtime.channels_last_in(runtime.precision),
+            skip=skip,
+            **augmentation,
+        )
+
+    everything = len(modules) == len(scannable_modules(network))
+    moving = [network] if everything else [network.get_submodule(name) for name in modules]
+    judge = clean_accuracy_on(selection, network, runtime)
+    result = tune(network, folder, options, moving, passes, len(train), judge, runtime, session.seed)
     tuned = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     leaks = {epoch: leak(theta_at, folder.load(epoch), tuned) for epoch in ("best", "last")}
     return {"modules": modules, **result, "leak": leaks}
+
+
+def clean_accuracy_on(selection: Split, network: nn.Module, runtime: Runtime) -> Callable[[], float]:
+    """What an epoch is judged by: the network's clean accuracy on a split, in eval mode."""
+    judged = runtime.filled(network, len(selection))
+
+    def judge() -> float:
+        with borrowed(network, training=False):
+            channels_last = runtime.channels_last_in(runtime.precision)
+            return correct(judged, selection, runtime.batch_size, channels_last).double().mean().item()
+
+    return judge
+
+
+def tune(
+    network: nn.Module,
+    folder: Folder,
+    options: FinetuneConfig,
+    moving: list[nn.Module],
+    passes: Passes,
+    count: int | None,
+    judge: Callable[[], float] | None,
+    runtime: Runtime,
+    seed: int,
+) -> dict[str, Any]:
+    """The training itself, on whatever batches: the stage's, or anybody's.
+
+    Args:
+        network: at the weights to start from, on the device; trained in place.
+        folder: gets `best` and `last` weights and a metrics row per epoch.
+        options: schedule, BatchNorm mode.
+        moving: modules of the network whose parameters move; with none, only statistics do.
+        passes: makes an epoch's batches.
+        count: images in a pass; None where only the pass tells.
+        judge: accuracy by which an epoch is the best; without it `best` is the last.
+        runtime: precision, memory format.
+        seed: of dropout and the like.
+
+    Returns:
+        `best` and `last` epoch's metrics.
+    """
+    network.requires_grad_(False)
+    parameters = [parameter.requires_grad_() for module in moving for parameter in module.parameters()]
+    training = Training(folder, network, parameters, options, "finetune", "clean_accuracy", runtime)
+    gradients = gradient_pass(_loss, network, runtime)
+    for epoch in training.remaining():
+        training.begin_epoch("finetune", seed, epoch)
+        row = _epoch(training, gradients, options, passes(epoch, training.steps), count, epoch)
+        training.end_epoch(row if judge is None else row | {"clean_accuracy": judge()})
+    return training.finish()
 
 
 def leak(before: dict[str, Tensor], after: dict[str, Tensor], tuned: set[str]) -> dict[str, float | int]:
@@ -153,30 +207,20 @@ def _loss(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -
 
 
 def _epoch(
-    session: Session,
     training: Training,
     gradients: Pass,
     options: FinetuneConfig,
-    augmentation: dict[str, Any],
+    passes: Iterable[Batch],
+    count: int | None,
     epoch: int,
 ) -> dict[str, Any]:
     """One pass over the clean training images."""
-    network, runtime, train = training.network, session.runtime, session.dataset.train
+    network, seen = training.network, 0
     network.train()
     if options.batchnorm == "frozen":
         for layer in batchnorm_layers(network):
             layer.eval()
-    passes = batches(
-        train,
-        options.batch_size,
-        epoch=epoch,
-        seed=derive_seed("finetune", session.seed),  # not AT's crops over again
-        shuffle=True,
-        channels_last=runtime.channels_last_in(runtime.precision),
-        skip=training.steps,
-        **augmentation,
-    )
-    with measured(f"finetune {epoch + 1}/{training.epochs}", len(train)) as meter:
+    with measured(f"finetune {epoch + 1}/{training.epochs}", count or 0) as meter:
         for images, labels, _ in passes:
             with training.step(options.batch_size):
                 loss, logits = gradients(images, labels)
@@ -185,13 +229,14 @@ def _epoch(
                     training.updated()
             training.end_step(loss, logits, labels)
             meter.advance(len(labels))
+            seen += len(labels)
         loss_sum, right = training.totals.tolist()
-        seconds = training.epoch_seconds
+        seconds, count = training.epoch_seconds, seen if count is None else count
         return {
             "epoch": epoch + 1,
             "lr": training.lr,
-            "train_loss": loss_sum / len(train),
-            "train_clean_accuracy": right / len(train),
+            "train_loss": loss_sum / count,
+            "train_clean_accuracy": right / count,
             "seconds": seconds,
-            "images_per_s": len(train) / max(seconds, 1e-9),
+            "images_per_s": count / max(seconds, 1e-9),
         }

@@ -13,8 +13,8 @@ from rift.data import batches
 from rift.randomness import derive_seed
 from rift.runtime import CraftingNetwork, batchnorm_layers
 from rift.stage_options import InterpolateConfig
+from rift.stages.folder import Folder
 from rift.stages.session import Session
-from rift.store import StageFolder
 
 REESTIMATION_BATCH = 512  # images
 
@@ -61,7 +61,7 @@ def best_alpha(points: list[dict[str, Any]], tolerance: float) -> dict[str, Any]
 
 def interpolation(
     session: Session,
-    folder: StageFolder,
+    folder: Folder,
     options: InterpolateConfig,
     theta_at: dict[str, Tensor],
     theta_ft: dict[str, Tensor],

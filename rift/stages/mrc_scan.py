@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rift.attacks import Attack, pgd, random_start
+from rift.attacks import Attack
+from rift.attacks.examples import adversarial_images
 from rift.criticality import Batch, Criticality, Solver, module_robust_criticality, robust_loss
-from rift.data import Split, batches
+from rift.data import Split
 from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import permutation
-from rift.runtime import CraftingNetwork
 from rift.runtime.device import DTYPES
 from rift.stage_options import MRCConfig
+from rift.stages.folder import Folder
 from rift.stages.optimizers import make_optimizer
 from rift.stages.scanned_network import ScannedNetwork, View
 from rift.stages.session import Session
-from rift.store import StageFolder
 
 
 def mrc_scan(
-    session: Session, folder: StageFolder, options: MRCConfig, theta_at: dict[str, Tensor], attack: Attack
+    session: Session, folder: Folder, options: MRCConfig, theta_at: dict[str, Tensor], attack: Attack
 ) -> dict[str, Any]:
     """Scans every convolution and linear layer; Sec. 3.2 and 3.3 and Algorithm 1 of the paper.
 
@@ -126,22 +126,17 @@ def adversarial_examples(
 
     In an order fixed by the seed, so that batches of consecutive images mix the classes.
     """
-    runtime = session.runtime
-    split = scanned_split(session, options)
-    channels_last = runtime.channels_last_in(DTYPES[options.precision])
-    crafting = CraftingNetwork(network, runtime, runtime.selection_precision)
-    craft = crafting.captured(attack, lambda x, y, start: pgd(crafting, x, y, start, attack))
-    craft = runtime.filled(craft, len(split))
-    parts, labels = [], []
-    with measured("mrc: adversarial examples", len(split)) as meter:
-        for batch in batches(split, runtime.batch_size, channels_last=channels_last):
-            start = batch.images
-            if attack.random_start:
-                start = random_start(batch.images, batch.indices, ("scan start", session.seed), attack)
-            parts.append(craft(batch.images, batch.labels, start))
-            labels.append(batch.labels)
-            meter.advance(len(batch.labels))
-    return torch.cat(parts), torch.cat(labels)
+    runtime, split = session.runtime, scanned_split(session, options)
+    images = adversarial_images(
+        network,
+        split,
+        attack,
+        ("scan start", session.seed),
+        runtime,
+        channels_last=runtime.channels_last_in(DTYPES[options.precision]),
+        label="mrc: adversarial examples",
+    )
+    return images, split.labels
 
 
 def scanned_split(session: Session, options: MRCConfig) -> Split:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rift.attacks import Attack, Verdicts, robust_verdicts
-from rift.data import Dataset, Split
+from rift.data import Dataset, Split, as_floats
 from rift.progress import measured
 from rift.randomness import derive_seed
 from rift.runtime import CraftingNetwork, Runtime, borrowed
@@ -69,7 +69,7 @@ class Session:
             crafting = CraftingNetwork(network, runtime, precision)
         else:
             crafting.refresh()
-        crafting.check(split.images[:8] / 255)
+        crafting.check(as_floats(split.images[:8]))
         if runtime.row_major_float32 and runtime.precision != torch.float32:
             network = runtime.place(copy.deepcopy(network), torch.float32)  # it is laid out for training
 

@@ -14,9 +14,9 @@ from rift import signals
 from rift.errors import UserError
 from rift.runtime import Runtime, random_state, restore_random_state, seed_everything
 from rift.stage_options import TrainingConfig
+from rift.stages.folder import Folder
 from rift.stages.loss_watch import LossWatch, check_finite
 from rift.stages.optimizers import make_optimizer, make_schedule, moving_average
-from rift.store import StageFolder
 
 RANDOM_STATE = "random."
 
@@ -42,7 +42,7 @@ class Training:
 
     def __init__(
         self,
-        folder: StageFolder,
+        folder: Folder,
         network: nn.Module,
         parameters: Iterable[nn.Parameter],
         options: TrainingConfig,
