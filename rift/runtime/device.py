@@ -170,6 +170,7 @@ class Runtime:
         return {
             "type": self.device.type,
             "name": name,
+            "instructions": torch.backends.cpu.get_cpu_capability(),  # AVX2, AVX512: they decide CPU kernels
             "threads": torch.get_num_threads(),
             "precision": str(self.precision).removeprefix("torch."),
             "selection_precision": str(self.selection_precision).removeprefix("torch."),
