@@ -59,14 +59,14 @@ class ModelConfig:
 class DatasetConfig:
     name: str = MISSING  # a name in rift.data.DATASETS
     root: str = MISSING  # folder that holds, or gets, the files
-    download: bool = False
+    download: bool = False  # fetch what is missing, checksums compared
     mean: list[float] = MISSING  # per channel, of images in [0, 1]
-    std: list[float] = MISSING
+    std: list[float] = MISSING  # likewise
     padding: int = MISSING  # pixels added on each side before the random crop
     flip: bool = MISSING  # mirror at random
     image_size: int | None = None  # pixels; image_folder only
     train_limit: int | None = None  # images at most, class-balanced; null is all
-    test_limit: int | None = None
+    test_limit: int | None = None  # likewise, of the test images
     holdout_fraction: float = 0.0  # share of the training images set aside for selection
     split_seed: int = 0  # decides the holdout, whatever the run's seed
     cache: str | None = None  # folder for decoded images
@@ -94,7 +94,7 @@ class AttackConfig:
     epsilon: str = "8/255"  # radius in units of the [0, 1] image, as a fraction: 8/255
     step_size: str = "2/255"  # same units
     steps: int = 10  # gradient evaluations per image
-    random_start: bool = True
+    random_start: bool = True  # uniform in the ball; else from the image itself
     keep: str = "last"  # last iterate, or the best per image
     batchnorm: str = "eval"  # BatchNorm mode while crafting in training: eval or train
 
@@ -133,8 +133,8 @@ class RuntimeConfig:
     benchmark_limit: int = 10  # algorithms that cuDNN tries for each new shape; 0 is all
     strict: bool = False  # what cannot be done as asked is an error, not a fallback
     save_seconds: float = 60.0  # between resume points of a training, besides those at a new best
-    tf32: bool = False
-    deterministic: bool = False
+    tf32: bool = False  # float32 products in TF32 on a GPU: faster, three decimal digits
+    deterministic: bool = False  # algorithms that give the same bits each time on one machine
     batch_size: int = 512  # images per batch where no weights are updated
     cache_mib: int | None = None  # bound of the MRC scan's activation cache; null: see Runtime
     threads: int | None = None  # CPU threads; null is torch's choice
@@ -154,9 +154,9 @@ class RuntimeConfig:
 class LoggerConfig:
     name: str = MISSING  # wandb or none
     mode: str = "auto"  # auto (online if credentials exist), online, offline
-    project: str = "rift"
-    entity: str | None = None
-    tags: list[str] = field(default_factory=list)
+    project: str = "rift"  # of W&B
+    entity: str | None = None  # W&B user or team; null is the default of the account
+    tags: list[str] = field(default_factory=list)  # of the W&B run, besides ours
 
     def check(self, where: str) -> None:
         one_of(f"{where}.name", self.name, ("wandb", "none"))
@@ -175,7 +175,7 @@ class Config:
     protocol: ProtocolConfig = MISSING
     runtime: RuntimeConfig = MISSING
     logger: LoggerConfig = MISSING
-    seed: int = MISSING
+    seed: int = MISSING  # of everything random but the held-out split
     smoke: bool = MISSING  # shrink everything to seconds on the same code path
     study: str = MISSING  # folder of the job; also W&B's group
     output: str = MISSING  # folder of all results

@@ -25,16 +25,16 @@ BY_CHANCE = ("random", "random_k")
 
 @dataclass
 class TrainingConfig:
-    epochs: int = 110
+    epochs: int = 110  # passes over the training images
     batch_size: int = 128  # images per update
     optimizer: str = "momentum"  # any name of timm.optim; `momentum` is SGD with plain momentum
-    lr: float = 0.1
-    momentum: float = 0.9
+    lr: float = 0.1  # learning rate at the start
+    momentum: float = 0.9  # of the optimizer
     weight_decay: float = 5.0e-4  # on every parameter, biases and BatchNorm included
     schedule: str = "multistep"  # constant, or a name of timm.scheduler: multistep, cosine, …
     # epochs after which the rate is multiplied by decay_rate
     milestones: list[int] = field(default_factory=lambda: [100, 105])
-    decay_rate: float = 0.1
+    decay_rate: float = 0.1  # factor of the learning rate at a milestone
     padding_mode: str = "zeros"  # of the random crop: zeros or reflect
     selection_split: str = "test"  # where the best epoch is chosen: test or holdout
     select: str = "best"  # which epoch goes on to the next stage: best or last
@@ -85,11 +85,11 @@ class MRCConfig:
     epsilon_w: float = 0.1  # radius of the weight ball, as a share of the weight's norm
     norm: str = "l2"  # of the weight ball: l2 or linf
     epochs: int = 10  # T
-    batch_size: int = 512
+    batch_size: int = 512  # images per step of the ascent
     shuffle: bool = False  # other batches in every epoch (published code), or the same ones, which is faster
     optimizer: str = "momentum"  # solver=sgd: any name of timm.optim
     lr: float = 1.0  # γ
-    momentum: float = 0.0
+    momentum: float = 0.0  # of the optimizer
     project: str = "epoch"  # after every epoch or step
     on_violation: str = "stop"  # stop (Alg. 1) or continue (published code)
     score: str = "last"  # the last epoch's loss, or the worst of all epochs
@@ -139,8 +139,9 @@ class FinetuneConfig(TrainingConfig):
     top_k: int = 2  # how many modules with target=top_k, joint_k or random_k
     target_seed: int = 0  # draws the modules of target=random and random_k
     batchnorm: str = "frozen"  # running statistics: train (they move) or frozen
-    epochs: int = 10
-    lr: float = 0.001
+    epochs: int = 10  # passes over the training images
+    lr: float = 0.001  # learning rate at the start
+    # epochs after which the rate is multiplied by decay_rate
     milestones: list[int] = field(default_factory=lambda: [5])
 
     def check(self, where: str) -> None:

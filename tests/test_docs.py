@@ -1,0 +1,64 @@
+"""The documentation says what the code does: options, fields of results, links, pages."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_jobs import tiny_config
+
+from rift.job import run_job
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def _script(name: str):
+    found = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_options_is_written_from_the_schema():
+    script = _script("configuration_page")
+    page = script.page()
+    assert script.PAGE.read_text("utf-8") == page, "run scripts/configuration_page.py"
+    without = re.findall(r"^\| (`[\w.]+`) .*\|\s+\|$", page, re.MULTILINE)
+    assert not without, f"options without a word of explanation: {without}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_in_the_site_and_on_its_first_page():
+    listed = (ROOT / "scripts" / "mkdocs.yml").read_text("utf-8")
+    nav = set(re.findall(r"[\w-]+\.md", str(yaml.safe_load(listed)["nav"])))
+    assert nav == {page.name for page in PAGES}
+    first = (ROOT / "docs" / "index.md").read_text("utf-8")
+    assert nav - {"index.md"} == set(re.findall(r"\]\(([\w-]+\.md)\)", first))
+
+
+def test_every_field_of_a_summary_is_on_its_page(tmp_path):
+    page = (ROOT / "docs" / "results-format.md").read_text("utf-8")
+    named = {name.removesuffix(".safetensors") for name in re.findall(r"`([\w.]+)`", page)}
+    summary = run_job(tiny_config(output=tmp_path), {})
+    below = [summary[name] for name in ("attack", "at", "rift", "leak", "training", "provenance", "paired")]
+    below += [summary["mrc"][0], summary["sweep"][0], summary["intervals"]["clean"]]
+    found = set(summary).union(*below)
+    assert found - named == set()
+    files = {path.stem for path in (tmp_path / "store").glob("*/*/*.safetensors")}
+    assert files - named == set()
