@@ -8,9 +8,12 @@ sees them; the files of `conf/` are ours.
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -62,6 +65,24 @@ def check_arguments(arguments: Sequence[str]) -> None:
         return
     for text in flags.overrides:
         _check_override(text)
+
+
+def check_working_folder() -> None:
+    """Refuses a working folder with plugins of its own.
+
+    `python -m` puts the working folder among those that modules are imported from, and Hydra imports whatever
+    is called `hydra_plugins` there.
+
+    Raises:
+        UserError: there is something of that name.
+    """
+    here = Path.cwd()
+    if any(Path(entry).resolve() == here for entry in sys.path) and PathFinder.find_spec(
+        "hydra_plugins", [str(here)]
+    ):
+        raise UserError(
+            f"{here / 'hydra_plugins'} is code that Hydra would run: move it away, or work in another folder."
+        )
 
 
 def _check_text(argument: str) -> None:

@@ -7,18 +7,18 @@ import os
 import re
 import sys
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rift import signals, sweep
-from rift.command_line import GROUPS, check_arguments
+from rift.command_line import GROUPS, check_arguments, check_working_folder
 from rift.conf_files import CONF
 from rift.config import to_config
-from rift.errors import JobFailed, UserError, printable
-from rift.explain import EXPECTED, MISTAKE, SOME_FAILED, exit_code, explain
+from rift.errors import JobFailed, UserError
+from rift.explain import EXPECTED, SOME_FAILED, exit_code, leave
 from rift.progress import set_up_logging
 from rift.streams import prepare_streams
 
@@ -37,7 +37,7 @@ def _task(composed: DictConfig) -> float | None:
         try:
             return _run(composed)
         except EXPECTED as error:
-            _leave(error)  # here, because Hydra would add its own account to an error that it sees
+            leave(error)  # here, because Hydra would add its own account to an error that it sees
     overrides = list(surroundings.overrides.task)
     one_by_one = surroundings.launcher._target_.endswith("BasicLauncher")
     set_up_logging(" ".join(sweep.differing(overrides)), bars=one_by_one)
@@ -104,6 +104,7 @@ def main() -> None:
     try:
         sys.argv[1:] = _in_order(sys.argv[1:])
         check_arguments(sys.argv[1:])
+        check_working_folder()
         signals.install()
         try:
             _task()
@@ -115,11 +116,6 @@ def main() -> None:
     except JobFailed:
         complete = False
     except EXPECTED as error:
-        _leave(error)
+        leave(error)
     if not complete:
         sys.exit(SOME_FAILED)
-
-
-def _leave(error: Exception) -> NoReturn:
-    print(f"rift: error: {printable(explain(error))}", file=sys.stderr)
-    sys.exit(MISTAKE)
