@@ -22,16 +22,17 @@ from hydra.errors import HydraException
 
 from rift.conf_files import CONF
 from rift.errors import UserError
+from rift.launchers import has_slurm_extra
 
 GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
-LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
+LAUNCHERS = ("basic", "gpus", "slurm", "joblib", "submitit_local", "submitit_slurm")
 # Of a launcher's options those that are numbers and names; its others are commands, folders and classes.
 LAUNCHER_OPTIONS = (
     *("n_jobs", "backend", "prefer", "require", "verbose", "timeout", "pre_dispatch", "batch_size"),
     *("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"),
     *("partition", "qos", "comment", "constraint", "exclude", "gres", "cpus_per_gpu", "gpus_per_task"),
     *("mem_per_gpu", "mem_per_cpu", "account", "signal_delay_s", "max_num_timeout", "array_parallelism"),
-    "stderr_to_stdout",
+    *("stderr_to_stdout", "devices", "jobs_per_device"),
 )
 LONGEST = 10_000  # characters of one argument
 DEEPEST = 20  # brackets in brackets; the parser descends for each, and options have none but one
@@ -152,9 +153,11 @@ def _check_hydra(text: str, name: str, value: str) -> None:
     if name == "hydra/sweeper" and chosen == "basic":
         return
     if name == "hydra/launcher" and chosen in LAUNCHERS:
+        if chosen == "slurm" and not has_slurm_extra():
+            raise UserError(f"{text} needs its extra: install it, pip install -e '.[slurm]'.")
         return
     parts = name.split(".")
-    plain = not re.search(r"[{\[]", value)
+    plain = not re.search(r"[{\[]", value) or re.fullmatch(r"\[[\w, -]*\]", value)
     if parts[:2] == ["hydra", "launcher"] and len(parts) == 3 and parts[2] in LAUNCHER_OPTIONS and plain:
         return
     raise UserError(

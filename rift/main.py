@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rift import signals, sweep
+from rift import launchers, signals, sweep
 from rift.command_line import GROUPS, check_arguments, check_working_folder
 from rift.conf_files import CONF
 from rift.config import to_config
@@ -27,8 +27,15 @@ log = logging.getLogger(__name__)
 _GROUPS = "|".join(GROUPS)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _task(composed: DictConfig) -> float | None:
+def task(composed: DictConfig) -> float | None:
+    """One job, as Hydra calls it, here or in a process that a launcher has started.
+
+    Args:
+        composed: the configuration, unchecked.
+
+    Returns:
+        The final clean accuracy, for a sweeper that looks for the best options.
+    """
     surroundings = HydraConfig.get()
     if sweep.place() is None:
         set_up_logging()
@@ -45,6 +52,9 @@ def _task(composed: DictConfig) -> float | None:
     with sweep.recorded(surroundings.job.num, overrides, carry_on=carry_on):
         return _run(composed)
     return None
+
+
+_by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
 
 
 def _run(composed: DictConfig) -> float | None:
@@ -105,9 +115,10 @@ def main() -> None:
         sys.argv[1:] = _in_order(sys.argv[1:])
         check_arguments(sys.argv[1:])
         check_working_folder()
+        launchers.register()
         signals.install()
         try:
-            _task()
+            _by_hydra()
         finally:
             complete = sweep.finish()
     except KeyboardInterrupt as stop:

@@ -166,6 +166,27 @@ def _note(number: int, note: dict[str, Any]) -> None:
         (folder / f"{number}.json").write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
 
 
+def lost(number: int, reason: str) -> None:
+    """Notes why a job did not come to its end, where its process cannot: a launcher says it.
+
+    Args:
+        number: of the job.
+        reason: goes on after `stopped:`.
+    """
+    folder = place()
+    noted = _noted(folder / f"{number}.json") if folder is not None else {}
+    if noted.get("state") not in ("done", "failed"):  # else it has said it itself, before it died
+        _note(number, {**noted, "state": "stopped", "reason": reason})
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """A job's note; nothing where its process was killed while writing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def finish() -> bool:
     """Shows how every job of the sweep ended, and forgets the sweep.
 
@@ -190,7 +211,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     for number in range(max([len(jobs), *(n + 1 for n in noted)])):
         row = {"overrides": jobs[number] if number < len(jobs) else [], "state": "not run", "reason": ""}
         if number in noted:
-            row |= json.loads(noted[number].read_text(encoding="utf-8"))
+            row |= _noted(noted[number])
         yield row | {"number": number, "job": " ".join(t for t in row["overrides"] if t not in shared)}
 
 
