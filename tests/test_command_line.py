@@ -185,9 +185,11 @@ def test_ways_to_run(flag):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launchers(launcher):
+def test_launchers(launcher, monkeypatch):
+    monkeypatch.setattr("rift.command_line.has_slurm_extra", lambda: True)
     check_arguments(["-m", f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2"])
     check_arguments(["-m", f"hydra/launcher={launcher}", "+hydra.launcher.timeout_min=600", "seed=0,1"])
+    check_arguments(["-m", f"hydra/launcher={launcher}", "hydra.launcher.devices=[0, 1,GPU-8a5b]"])
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,9 @@ def test_an_infinite_rate_typed_at_the_command_line(capsys, tmp_path):
 # -- what is imported -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hydra_plugins/evil.py", "hydra_plugins/evil/__init__.py", "hydra_plugins.py"])
+@pytest.mark.parametrize(
+    "name", ["hydra_plugins/evil.py", "hydra_plugins/evil/__init__.py", "hydra_plugins.py"]
+)
 def test_plugins_in_the_working_folder_are_not_imported(tmp_path, name):
     """`python -m rift` looks for modules there, and Hydra imports every plugin that it finds."""
     plugin = tmp_path / name

@@ -118,7 +118,10 @@ def test_a_job_keeps_its_folder_whatever_sweep_it_is_in(tmp_path):
     ("swept", "words"),
     [
         (["seed=range(0,1000000000)"], ["seed is a sweep of 1 000 000 000 jobs", "at most 10000"]),
-        (["seed=range(0,200)", "stage.at.epochs=shuffle(range(1,100))"], ["seed × stage.at.epochs", "19 800"]),
+        (
+            ["seed=range(0,200)", "stage.at.epochs=shuffle(range(1,100))"],
+            ["seed × stage.at.epochs", "19 800"],
+        ),
         (["stage.at.lr=range(0.0,1.0,0.00001)"], ["stage.at.lr is a sweep of 100 000 jobs"]),
         (["stage.at.lr=range(0,1,0)"], ["stage.at.lr is a sweep without end"]),
         (["seed=range(5,0)"], ["seed stands for no value"]),

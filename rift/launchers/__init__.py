@@ -27,4 +27,6 @@ def register() -> None:
 
 def has_slurm_extra() -> bool:
     """Whether what `hydra/launcher=slurm` is built on is installed; imports nothing."""
-    return find_spec("submitit") is not None and find_spec("hydra_plugins.hydra_submitit_launcher") is not None
+    return (
+        find_spec("submitit") is not None and find_spec("hydra_plugins.hydra_submitit_launcher") is not None
+    )

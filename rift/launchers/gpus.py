@@ -48,9 +48,7 @@ class GpusLauncher(Launcher):
     def __init__(self, devices: Any = None, jobs_per_device: Any = 1) -> None:
         self.devices, self.jobs_per_device = devices, jobs_per_device
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what every job needs; called by Hydra."""
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
@@ -104,8 +102,8 @@ def _checked_devices(given: Any) -> list[str]:
     devices = devices_here() if given is None else [str(name) for name in _listed(given)]
     if not devices:
         raise UserError(
-            "hydra/launcher=gpus finds no GPU on this machine: name them, hydra.launcher.devices=[0,1], or leave "
-            "hydra/launcher out."
+            "hydra/launcher=gpus finds no GPU on this machine: name them, hydra.launcher.devices=[0,1], or "
+            "leave hydra/launcher out."
         )
     if len(set(devices)) < len(devices):
         raise UserError(
@@ -175,7 +173,9 @@ def _in_job(job: _Job, devices: list[str], per_device: int, folder: Path) -> Non
         nonlocal told
         signals.check()
         if not told:
-            print(f"rift: job #{job.number} waits for a GPU: others have {', '.join(devices)}", file=sys.stderr)
+            print(
+                f"rift: job #{job.number} waits for a GPU: others have {', '.join(devices)}", file=sys.stderr
+            )
         told = True
 
     try:

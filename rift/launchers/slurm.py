@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ LOOK_EVERY = 15.0  # seconds between two looks at the queue, which all users of 
 LATE = 30.0  # seconds that a result file may need to be seen on another machine
 # What submitit sends before a job's time is over. NCCL uses SIGUSR1, so it is not that.
 PREEMPTION = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
+_OF_THE_EXECUTOR = ("submitit_folder", "max_num_timeout")  # the other options are the jobs'
 
 
 class SlurmLauncher(SubmititLauncher):
@@ -57,9 +58,7 @@ class SlurmLauncher(SubmititLauncher):
                 requeue(stop.number, None)
             sys.exit(stop.code)
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submits the jobs as one array and waits for all of them.
 
         Raises:
@@ -68,8 +67,8 @@ class SlurmLauncher(SubmititLauncher):
         """
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise UserError(
-                "hydra/launcher=slurm needs sbatch and srun, which this machine does not have: give the command "
-                "on the cluster's login node, or leave hydra/launcher out."
+                "hydra/launcher=slurm needs sbatch and srun, which this machine does not have: give the "
+                "command on the cluster's login node, or leave hydra/launcher out."
             )
         set_up_logging()
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
@@ -111,10 +110,9 @@ class SlurmLauncher(SubmititLauncher):
             raise UserError(f"SLURM refuses these jobs: {_said_by_sbatch(str(error))}.") from error
 
 
-_OF_THE_EXECUTOR = ("submitit_folder", "max_num_timeout")
-
-
-def _ended(waiting: dict[int, submitit.Job[JobReturn]]) -> Any:
+def _ended(
+    waiting: dict[int, submitit.Job[JobReturn]],
+) -> Iterator[tuple[int, submitit.Job[JobReturn]]]:
     """Each job with its number once it has ended: by its result, or because the queue has it no more.
 
     submitit would ask `sacct`, which knows nothing on a cluster without accounting.
@@ -155,7 +153,9 @@ def _why_lost(job: submitit.Job[JobReturn]) -> str | None:
     if error is None:
         return None
     if isinstance(error, UncompletedJobError) and "timed-out too many times" in str(error):
-        return "out of time, give hydra.launcher.timeout_min or max_num_timeout more; the same command goes on"
+        return (
+            "out of time, give hydra.launcher.timeout_min or max_num_timeout more; the same command goes on"
+        )
     return f"before its end, see {log_file}"
 
 
@@ -171,7 +171,7 @@ def _queued() -> set[str] | None:
 
 
 def _shown_by_slurm(job_id: str) -> Mapping[str, str]:
-    """What `scontrol show job` says, by name; nothing where SLURM does not answer or has forgotten the job."""
+    """What `scontrol show job` says, by name; nothing where SLURM does not answer or knows no such job."""
     asked = subprocess.run(
         ["scontrol", "--oneliner", "show", "job", job_id], capture_output=True, text=True, check=False
     )
