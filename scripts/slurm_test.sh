@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A sweep on a real SLURM of one node: one job is preempted and out of time, one requeued, one cancelled; what
-# ends equals undisturbed runs bit for bit. Some five minutes on two cores.
+# ends equals undisturbed runs bit for bit. Five to ten minutes on two cores.
 #
 #   scripts/slurm_test.sh [PYTHON]        an interpreter that has rift's `slurm` extra; default .venv/bin/python
 #
@@ -141,7 +141,7 @@ wait_for 60 "its handlers" grep -q "seed=0] at: resumed" "$work/outputs/hydra/.s
 scancel --signal=USR2 "${array}_0"
 wait_for 60 "the job that was out of time is queued again" is_in_state "${array}_0" PENDING
 
-wait_for 400 "the end of the sweep" eval "! kill -0 $sweep"
+wait_for 900 "the end of the sweep" eval "! kill -0 $sweep"
 code=0
 wait "$sweep" || code=$?
 sweep=

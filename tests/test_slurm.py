@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1900)
 def test_preempted_and_requeued_jobs_go_on_to_the_same_bits():
     done = subprocess.run(
         ["bash", "scripts/slurm_test.sh", sys.executable],
@@ -20,7 +20,7 @@ def test_preempted_and_requeued_jobs_go_on_to_the_same_bits():
         capture_output=True,
         text=True,
         check=False,
-        timeout=1100,
+        timeout=1800,
     )
     if done.returncode == 77:
         pytest.skip(done.stderr.strip().splitlines()[-1])

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 # Hydra makes launchers of this package alone, which the names in the configuration therefore begin with.
 _PACKAGE = "hydra_plugins.rift"
+
+# The files of `conf/` name no code, so what they begin with does.
+for _choice, _class in (("our_gpus", "GpusLauncher"), ("our_slurm", "SlurmLauncher")):
+    _node = {"_target_": f"{_PACKAGE}.{_class}"}
+    ConfigStore.instance().store(group="hydra/launcher", name=_choice, node=_node)
 
 
 def register() -> None:
