@@ -71,10 +71,10 @@ def _check_size(overrides: list[str]) -> None:
     except HydraException:  # Hydra has its own sentence for it
         return
     counts = {override.get_key_element(): _values(override) for override in parsed}
+    for name, count in counts.items():
+        if count == 0:
+            raise UserError(f"{name} stands for no value at all, so the sweep has no jobs: give it some.")
     jobs = math.prod(counts.values())
-    if jobs == 0:
-        empty = next(name for name, count in counts.items() if count == 0)
-        raise UserError(f"{empty} stands for no value at all, so the sweep has no jobs: give it some.")
     if jobs > LARGEST:
         swept = " × ".join(name for name, count in counts.items() if count > 1)
         number = "without end" if jobs == math.inf else f"of {jobs:,} jobs".replace(",", " ")
