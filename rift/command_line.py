@@ -8,9 +8,12 @@ sees them; the files of `conf/` are ours.
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -19,16 +22,17 @@ from hydra.errors import HydraException
 
 from rift.conf_files import CONF
 from rift.errors import UserError
+from rift.launchers import has_slurm_extra
 
 GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"))
-LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
+LAUNCHERS = ("basic", "gpus", "slurm", "joblib", "submitit_local", "submitit_slurm")
 # Of a launcher's options those that are numbers and names; its others are commands, folders and classes.
 LAUNCHER_OPTIONS = (
     *("n_jobs", "backend", "prefer", "require", "verbose", "timeout", "pre_dispatch", "batch_size"),
     *("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"),
     *("partition", "qos", "comment", "constraint", "exclude", "gres", "cpus_per_gpu", "gpus_per_task"),
     *("mem_per_gpu", "mem_per_cpu", "account", "signal_delay_s", "max_num_timeout", "array_parallelism"),
-    "stderr_to_stdout",
+    *("stderr_to_stdout", "devices", "jobs_per_device"),
 )
 LONGEST = 10_000  # characters of one argument
 DEEPEST = 20  # brackets in brackets; the parser descends for each, and options have none but one
@@ -62,6 +66,24 @@ def check_arguments(arguments: Sequence[str]) -> None:
         return
     for text in flags.overrides:
         _check_override(text)
+
+
+def check_working_folder() -> None:
+    """Refuses a working folder with plugins of its own.
+
+    `python -m` puts the working folder among those that modules are imported from, and Hydra imports whatever
+    is called `hydra_plugins` there.
+
+    Raises:
+        UserError: there is something of that name.
+    """
+    here = Path.cwd()
+    if any(Path(entry).resolve() == here for entry in sys.path) and PathFinder.find_spec(
+        "hydra_plugins", [str(here)]
+    ):
+        raise UserError(
+            f"{here / 'hydra_plugins'} is code that Hydra would run: move it away, or work in another folder."
+        )
 
 
 def _check_text(argument: str) -> None:
@@ -131,9 +153,11 @@ def _check_hydra(text: str, name: str, value: str) -> None:
     if name == "hydra/sweeper" and chosen == "basic":
         return
     if name == "hydra/launcher" and chosen in LAUNCHERS:
+        if chosen == "slurm" and not has_slurm_extra():
+            raise UserError(f"{text} needs its extra: install it, pip install -e '.[slurm]'.")
         return
     parts = name.split(".")
-    plain = not re.search(r"[{\[]", value)
+    plain = not re.search(r"[{\[]", value) or re.fullmatch(r"\[[\w, -]*\]", value)
     if parts[:2] == ["hydra", "launcher"] and len(parts) == 3 and parts[2] in LAUNCHER_OPTIONS and plain:
         return
     raise UserError(

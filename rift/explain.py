@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from rift.config import Config
-from rift.errors import UserError, choose_from, shown
+from rift.errors import UserError, choose_from, printable, shown
 
 # What a user or the machine's surroundings can bring about; anything else is a bug.
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -82,6 +83,12 @@ def explain(error: Exception) -> str:
     if type(error).__name__ == "OverrideParseException":
         return _unparsed(getattr(error, "override", None) or "")
     return f"{' '.join(text.split())}; {HELP}."
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends the process for a user's mistake, which is said in one sentence on standard error."""
+    print(f"rift: error: {printable(explain(error))}", file=sys.stderr)
+    sys.exit(MISTAKE)
 
 
 def in_one_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from rift.assembly import make_runtime, make_session
 from rift.checkpoint import nearest_existing, save_json
 from rift.config import Config
 from rift.explain import in_one_line
-from rift.job_state import LOCK_FILE, STATE_FILE, JobState
+from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_holder
 from rift.locks import held
 from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
@@ -122,7 +122,7 @@ def _held(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
     """
 
     def tell() -> None:
-        log.info("another process is running this job, waiting for it: %s", folder)
+        log.info("%s is running this job, waiting for it: %s", job_holder(folder), folder)
 
     # Whoever reads a job's state holds its lock for an instant.
     with held(folder / LOCK_FILE, tell, patience=1):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rift.locks import is_held
+from rift.errors import shown
+from rift.locks import holder_named, is_held
 
 LOCK_FILE = "job.lock"
 STATE_FILE = "state.json"
@@ -55,6 +56,14 @@ def job_state(folder: Path) -> JobState:
         done = (folder / "summary.json").is_file()
         return JobState("running" if held else "done" if done else "stopped")
     return noted if held else JobState(**{**vars(noted), "state": "stopped"})
+
+
+def job_holder(folder: Path) -> str:
+    """Who runs the job of this folder, by what its process wrote when it began: host, process, since when."""
+    noted = _noted(folder)
+    return shown(
+        holder_named(noted.pid, noted.host, noted.began) if noted else holder_named(None, None, None)
+    )
 
 
 def _noted(folder: Path) -> JobState | None:

@@ -1,9 +1,10 @@
-"""Locks that end with their process: holding one, and finding out without writing whether somebody does."""
+"""Locks that end with their process: holding one, whether somebody does (without writing), and who."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,3 +52,28 @@ def is_held(lock: Path) -> bool:
     finally:
         os.close(number)
     return False
+
+
+def holder_named(pid: int | None, host: str | None, since: str | None) -> str:
+    """Who holds a lock, for those who wait; what is not known is None.
+
+    Args:
+        pid: of the process.
+        host: where it runs.
+        since: ISO time.
+    """
+    if pid is None or host is None:
+        return "another process"
+    named = f"process {pid} on {host}" + (f" since {since}" if since else "")
+    if host == platform.node() and _is_suspended(pid):
+        return f"{named}, which is suspended (`kill -CONT {pid}` lets it go on)"
+    return named
+
+
+def _is_suspended(pid: int) -> bool:
+    """Whether a process of this machine was stopped by SIGSTOP or Ctrl-Z; where that cannot be seen, no."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[:1] == ["T"]

@@ -7,18 +7,18 @@ import os
 import re
 import sys
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rift import signals, sweep
-from rift.command_line import GROUPS, check_arguments
+from rift import launchers, signals, sweep
+from rift.command_line import GROUPS, check_arguments, check_working_folder
 from rift.conf_files import CONF
 from rift.config import to_config
-from rift.errors import JobFailed, UserError, printable
-from rift.explain import EXPECTED, MISTAKE, SOME_FAILED, exit_code, explain
+from rift.errors import JobFailed, UserError
+from rift.explain import EXPECTED, SOME_FAILED, exit_code, leave
 from rift.progress import set_up_logging
 from rift.streams import prepare_streams
 
@@ -27,8 +27,15 @@ log = logging.getLogger(__name__)
 _GROUPS = "|".join(GROUPS)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _task(composed: DictConfig) -> float | None:
+def task(composed: DictConfig) -> float | None:
+    """One job, as Hydra calls it, here or in a process that a launcher has started.
+
+    Args:
+        composed: the configuration, unchecked.
+
+    Returns:
+        The final clean accuracy, for a sweeper that looks for the best options.
+    """
     surroundings = HydraConfig.get()
     if sweep.place() is None:
         set_up_logging()
@@ -37,7 +44,7 @@ def _task(composed: DictConfig) -> float | None:
         try:
             return _run(composed)
         except EXPECTED as error:
-            _leave(error)  # here, because Hydra would add its own account to an error that it sees
+            leave(error)  # here, because Hydra would add its own account to an error that it sees
     overrides = list(surroundings.overrides.task)
     one_by_one = surroundings.launcher._target_.endswith("BasicLauncher")
     set_up_logging(" ".join(sweep.differing(overrides)), bars=one_by_one)
@@ -45,6 +52,9 @@ def _task(composed: DictConfig) -> float | None:
     with sweep.recorded(surroundings.job.num, overrides, carry_on=carry_on):
         return _run(composed)
     return None
+
+
+_by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
 
 
 def _run(composed: DictConfig) -> float | None:
@@ -104,9 +114,11 @@ def main() -> None:
     try:
         sys.argv[1:] = _in_order(sys.argv[1:])
         check_arguments(sys.argv[1:])
+        check_working_folder()
+        launchers.register()
         signals.install()
         try:
-            _task()
+            _by_hydra()
         finally:
             complete = sweep.finish()
     except KeyboardInterrupt as stop:
@@ -115,11 +127,6 @@ def main() -> None:
     except JobFailed:
         complete = False
     except EXPECTED as error:
-        _leave(error)
+        leave(error)
     if not complete:
         sys.exit(SOME_FAILED)
-
-
-def _leave(error: Exception) -> NoReturn:
-    print(f"rift: error: {printable(explain(error))}", file=sys.stderr)
-    sys.exit(MISTAKE)

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 log = logging.getLogger(__name__)
@@ -20,22 +21,38 @@ GRACE = 8.0  # seconds after which nobody waits for the end of a step; clusters 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _requested: int | None = None
+_taken: tuple[int, ...] = ()  # the signals that are taken over
+_after_the_first: Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised between two steps after a signal; the process exits with `code`, 128 + the signal's number."""
+    """Raised between two steps after a signal.
+
+    Attributes:
+        number: of the signal.
+        code: what the process exits with, 128 + that number.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.code = 128 + number
 
 
-def install() -> None:
-    """Takes over SIGINT, SIGTERM and SIGUSR1; outside the main thread nothing can be taken over."""
-    global _requested
+def install(more: Iterable[int] = (), *, patient: bool = False) -> None:
+    """Takes over SIGINT, SIGTERM and SIGUSR1; outside the main thread nothing can be taken over.
+
+    Args:
+        more: other signals that mean the same.
+        patient: nobody but the first is heard, instead of ending at once at the second. For jobs under a
+            launcher, which are told to stop several times over and killed in the end anyway.
+    """
+    global _requested, _taken, _after_the_first
     _requested = None
+    _taken = (*SIGNALS, *more)
+    _after_the_first = signal.SIG_IGN if patient else _second
     if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
+        for number in _taken:
             signal.signal(number, _first)
 
 
@@ -54,12 +71,13 @@ def check() -> None:
 def _first(number: int, frame: FrameType | None) -> None:
     global _requested
     _requested = number
-    for other in SIGNALS:
-        signal.signal(other, _second)
+    for other in _taken:
+        signal.signal(other, _after_the_first)
     signal.signal(signal.SIGALRM, _late)
     signal.setitimer(signal.ITIMER_REAL, GRACE)
     # Not through logging, whose lock the interrupted code may hold.
-    _say(f"rift: {signal.Signals(number).name}: stopping after this step; once more stops at once")
+    once_more = "; once more stops at once" if _after_the_first is _second else ""
+    _say(f"rift: {signal.Signals(number).name}: stopping after this step{once_more}")
 
 
 def _second(number: int, frame: FrameType | None) -> None:

@@ -21,6 +21,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from rift.checkpoint import file_digest, load_tensors, save_json, save_tensors, write_atomically
 from rift.errors import UserError, shown
-from rift.locks import held
+from rift.locks import held, holder_named
 from rift.resume_point import BEFORE, RESUME, drop_resume_points, read_resume_point, write_resume_point
 from rift.saving import BackgroundSaver
 
@@ -51,6 +52,16 @@ def digest(value: Any) -> str:
 def lock_of(folder: Path) -> Path:
     """The lock of a result folder: beside it, since the folder comes and goes."""
     return folder.parent / f".{folder.name}.lock"
+
+
+def _holder(path: Path) -> str:
+    """Who has written this file and works on the folder beside it; it may be gone, or only half there."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        pid, host, since = noted["pid"], noted["host"], noted["since"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return holder_named(None, None, None)
+    return shown(holder_named(pid if isinstance(pid, int) else None, str(host), str(since)))
 
 
 class StageFolder:
@@ -86,13 +97,14 @@ class StageFolder:
         holder = lock_of(self.path).with_suffix(".holder")
 
         def tell() -> None:
-            who = holder.read_text(encoding="utf-8") if holder.is_file() else "another job"
-            log.info("%s: %s is working on %s, waiting for it", self.stage, shown(who), self.path)
+            log.info("%s: %s is working on %s, waiting for it", self.stage, _holder(holder), self.path)
 
         with held(lock_of(self.path), tell):
             try:
                 with suppress(OSError):  # only who waits wants to know
-                    holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+                    since = datetime.now(UTC).isoformat(timespec="seconds")
+                    who = {"pid": os.getpid(), "host": platform.node(), "since": since}
+                    holder.write_text(json.dumps(who), encoding="utf-8")
                 yield
             finally:
                 holder.unlink(missing_ok=True)

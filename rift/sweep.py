@@ -7,6 +7,7 @@ whose place they inherit in an environment variable; the folder goes when the ta
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -19,15 +20,17 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from rift.errors import JobFailed, printable
-from rift.explain import EXPECTED, in_one_line
+from rift.errors import JobFailed, UserError, printable
+from rift.explain import EXPECTED, in_one_line, leave
 
 VARIABLE = "RIFT_SWEEP"
+LARGEST = 10_000  # jobs of one sweep; Hydra lists and composes all of them before the first begins
 _PLAN = "plan.json"
 _NAMED_ANYWAY = ("model", "dataset", "method", "seed", "model.name", "model.width")  # in every job's name
 
@@ -36,15 +39,20 @@ class SweepPlan(Callback):
     """Notes which jobs a sweep consists of; `conf/config.yaml` hangs it into Hydra by name."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Writes the plan where the jobs will find it."""
+        """Writes the plan where the jobs will find it; a sweep that is too large ends here."""
+        swept = [f"{name}={values}" for name, values in (config.hydra.sweeper.get("params") or {}).items()]
+        overrides = [*swept, *config.hydra.overrides.task]
+        try:
+            _check_size(overrides)
+        except UserError as error:
+            leave(error)  # of an error that a callback raises, Hydra would make a warning
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             place = Path(tempfile.mkdtemp(prefix="sweep-", dir=folder)).resolve()
         except OSError:  # Hydra will stumble over it too, and be heard
             return
-        swept = [f"{name}={values}" for name, values in (config.hydra.sweeper.get("params") or {}).items()]
-        jobs = _combinations([*swept, *config.hydra.overrides.task])
+        jobs = _combinations(overrides)
         (place / _PLAN).write_text(json.dumps(jobs), encoding="utf-8")
         os.environ[VARIABLE] = str(place)
 
@@ -54,6 +62,37 @@ ConfigStore.instance().store(
     name="sweep_plan",
     node={"sweep_plan": {"_target_": f"{SweepPlan.__module__}.{SweepPlan.__qualname__}"}},
 )
+
+
+def _check_size(overrides: list[str]) -> None:
+    """Raises `UserError` for no jobs, or more than `LARGEST`, without making a list of them."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:  # Hydra has its own sentence for it
+        return
+    counts = {override.get_key_element(): _values(override) for override in parsed}
+    for name, count in counts.items():
+        if count == 0:
+            raise UserError(f"{name} stands for no value at all, so the sweep has no jobs: give it some.")
+    jobs = math.prod(counts.values())
+    if jobs > LARGEST:
+        swept = " × ".join(name for name, count in counts.items() if count > 1)
+        number = "without end" if jobs == math.inf else f"of {jobs:,} jobs".replace(",", " ")
+        raise UserError(f"{swept} is a sweep {number}, and at most {LARGEST} are taken: give fewer values.")
+
+
+def _values(override: Override) -> float:
+    """How many values an override stands for; infinity for a range that does not end."""
+    value = override.value()
+    if not isinstance(value, RangeSweep):
+        return len(value.list) if hasattr(value, "list") else 1
+    start, stop, step = value.start, value.stop, value.step
+    assert start is not None and stop is not None
+    if all(isinstance(number, int) for number in (start, stop, step)) and step != 0:
+        return max(0, -((start - stop) // step))
+    if step == 0 or not all(map(math.isfinite, (start, stop, step))):
+        return math.inf
+    return max(0, math.ceil((stop - start) / step))
 
 
 def _combinations(overrides: list[str]) -> list[list[str]]:
@@ -127,6 +166,27 @@ def _note(number: int, note: dict[str, Any]) -> None:
         (folder / f"{number}.json").write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
 
 
+def lost(number: int, reason: str) -> None:
+    """Notes why a job did not come to its end, where its process cannot: a launcher says it.
+
+    Args:
+        number: of the job.
+        reason: goes on after `stopped:`.
+    """
+    folder = place()
+    noted = _noted(folder / f"{number}.json") if folder is not None else {}
+    if noted.get("state") not in ("done", "failed"):  # else it has said it itself, before it died
+        _note(number, {**noted, "state": "stopped", "reason": reason})
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """A job's note; nothing where its process was killed while writing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def finish() -> bool:
     """Shows how every job of the sweep ended, and forgets the sweep.
 
@@ -151,7 +211,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     for number in range(max([len(jobs), *(n + 1 for n in noted)])):
         row = {"overrides": jobs[number] if number < len(jobs) else [], "state": "not run", "reason": ""}
         if number in noted:
-            row |= json.loads(noted[number].read_text(encoding="utf-8"))
+            row |= _noted(noted[number])
         yield row | {"number": number, "job": " ".join(t for t in row["overrides"] if t not in shared)}
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tiny_jobs import TINY, command, subprocess_arguments, tiny_config
 
 from rift.assembly import make_runtime, make_session
+from rift.launchers import has_slurm_extra
 
 
 def sentence(captured: str) -> str:
@@ -97,7 +98,11 @@ def test_as_a_process(tmp_path, arguments, words):
         (["attack=null"], ["attack=null is no choice", "leave it out"]),
         (["model=resnet50"], ["model=resnet50 is no choice", "model=timm model.name=resnet50"]),
         (["evaluation_attack=pgd20"], ["say attack@evaluation_attack=pgd20"]),
-        (["hydra/launcher=submitit_slurm"], ["install its extra", "'.[slurm]'"]),
+        pytest.param(
+            ["hydra/launcher=submitit_slurm"],
+            ["install its extra", "'.[slurm]'"],
+            marks=pytest.mark.skipif(has_slurm_extra(), reason="waits for an environment without it"),
+        ),
         (["stage.run=at"], ["say 'stage.run=[at]'"]),
         (["dataset.root=/tmp/Ünï[1]"], ["""quote it twice""", """'dataset.root="/tmp/Ünï[1]"'"""]),
         (["model.name=resnet50"], ["model.name=resnet50 would not change the network", "model=timm"]),

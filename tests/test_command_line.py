@@ -185,9 +185,11 @@ def test_ways_to_run(flag):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launchers(launcher):
+def test_launchers(launcher, monkeypatch):
+    monkeypatch.setattr("rift.command_line.has_slurm_extra", lambda: True)
     check_arguments(["-m", f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2"])
     check_arguments(["-m", f"hydra/launcher={launcher}", "+hydra.launcher.timeout_min=600", "seed=0,1"])
+    check_arguments(["-m", f"hydra/launcher={launcher}", "hydra.launcher.devices=[0, 1,GPU-8a5b]"])
 
 
 @pytest.mark.parametrize(
@@ -315,3 +317,22 @@ def test_an_infinite_rate_typed_at_the_command_line(capsys, tmp_path):
         assert command("stage.finetune.lr=" + value, "logger=none", f"output={tmp_path}/out") == 2
         said = capsys.readouterr().err
         assert "stage.finetune.lr=" in said and said.count("\n") == 1
+
+
+# -- what is imported -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["hydra_plugins/evil.py", "hydra_plugins/evil/__init__.py", "hydra_plugins.py"]
+)
+def test_plugins_in_the_working_folder_are_not_imported(tmp_path, name):
+    """`python -m rift` looks for modules there, and Hydra imports every plugin that it finds."""
+    plugin = tmp_path / name
+    plugin.parent.mkdir(parents=True, exist_ok=True)
+    plugin.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    done = subprocess.run(
+        **subprocess_arguments("--cfg", "job"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and f"{tmp_path}/hydra_plugins is code" in done.stderr
+    assert not (tmp_path / "executed").exists()

@@ -23,7 +23,8 @@ from rift.method_options import OPTIONS as METHOD_OPTIONS
 from rift.models import MODELS
 from rift.stage_options import CHAIN, STAGES
 
-FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
+HYDRA_S_OWN = CONF / "hydra"  # launchers, whose options are no options of ours
+FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml") if HYDRA_S_OWN not in path.parents)
 GROUPS = sorted({str(path.parent) for path in FILES})
 # Choices that leave something for the user to name.
 NEEDED = {

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import rift.job
 from rift.errors import UserError
 from rift.job import run_job
 from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_state
+from rift.locks import holder_named
 from rift.pipeline import Pipeline
 
 RUNNING = {"state": "running", "began": "2026-01-01T00:00:00+00:00", "host": "here", "pid": 7}
@@ -230,3 +232,59 @@ def test_a_second_process_waits_and_leaves_the_folder_alone(tmp_path, caplog):
     assert not second.is_alive()
     assert any("at: reused" in record.message for record in caplog.records)
     assert job_state(folder).state == "done"
+
+
+def _as_another_host(arguments: list[str]) -> list[str]:
+    """The command in a UTS and a network namespace of its own: another machine with the same disk."""
+    probe = ["unshare", "--uts", "--net", "hostname", "elsewhere"]
+    try:
+        subprocess.run(probe, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("waits for a machine where namespaces can be made (root on Linux)")
+    return ["unshare", "--uts", "--net", "sh", "-c", 'hostname elsewhere && exec "$@"', "-", *arguments]
+
+
+def test_a_holder_on_another_host_is_named_waited_for_and_freed_by_its_death(tmp_path, caplog):
+    root = Path(rift.__file__).parents[1]
+    arguments = _as_another_host([sys.executable, "-c", HOLDER, str(tmp_path)])
+    holder = subprocess.Popen(arguments, cwd=root)
+    entered = threading.Event()
+
+    def second():
+        with rift.job._held(tmp_path, {}):
+            entered.set()
+
+    waiting = threading.Thread(target=second)
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / STATE_FILE).exists():
+            assert time.monotonic() < end, "the other process never began"
+            time.sleep(0.01)
+        found = job_state(tmp_path)
+        assert (found.state, found.host, found.pid) == ("running", "elsewhere", holder.pid)
+        holder.send_signal(signal.SIGSTOP)
+        with caplog.at_level("INFO", logger="rift"):
+            waiting.start()
+            assert not entered.wait(2), "the job was entered while a suspended process held it"
+        said = f"process {holder.pid} on elsewhere since {found.began} is running this job, waiting for it"
+        assert said in caplog.text
+    finally:
+        holder.kill()
+        holder.wait()
+    assert entered.wait(10), "the lock of a killed process of another host was not freed"
+    waiting.join()
+
+
+def test_a_suspended_holder_is_said_to_be_so():
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        assert holder_named(process.pid, platform.node(), "noon") == (
+            f"process {process.pid} on {platform.node()} since noon"
+        )
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert "suspended (`kill -CONT" in holder_named(process.pid, platform.node(), None)
+        assert "suspended" not in holder_named(process.pid, "elsewhere", None)
+    finally:
+        process.kill()
+        process.wait()

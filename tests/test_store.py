@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 import threading
@@ -330,7 +331,8 @@ def test_a_second_process_waits_until_the_first_is_done(tmp_path, caplog):
             (tmp_path / "release").touch()
             waiting.join(30)
         assert seen == [True], "the folder was entered while another process held it"
-        assert any("waiting for it" in record.message for record in caplog.records)
+        assert f"process {holder.pid} on {platform.node()} since 20" in caplog.text
+        assert "waiting for it" in caplog.text
     finally:
         (tmp_path / "release").touch()
         assert holder.wait(30) == 0

@@ -112,3 +112,25 @@ def test_a_job_keeps_its_folder_whatever_sweep_it_is_in(tmp_path):
     assert command(*single, "stage.at.lr=0.05", f"output={tmp_path}") == 0
     assert command(*SWEEP, "stage.at.lr=0.05,0.02", f"output={tmp_path}") == 0
     assert len(list(tmp_path.glob("jobs/demo/*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("swept", "words"),
+    [
+        (["seed=range(0,1000000000)"], ["seed is a sweep of 1 000 000 000 jobs", "at most 10000"]),
+        (
+            ["seed=range(0,200)", "stage.at.epochs=shuffle(range(1,100))"],
+            ["seed × stage.at.epochs", "19 800"],
+        ),
+        (["stage.at.lr=range(0.0,1.0,0.00001)"], ["stage.at.lr is a sweep of 100 000 jobs"]),
+        (["stage.at.lr=range(0,1,0)"], ["stage.at.lr is a sweep without end"]),
+        (["seed=range(5,0)"], ["seed stands for no value"]),
+        (["experiment=table1", "study=" + ",".join(f"s{number}" for number in range(400))], ["10 800 jobs"]),
+    ],
+)
+def test_a_sweep_too_large_is_refused_before_it_is_listed(tmp_path, capsys, swept, words):
+    assert command("-m", *swept, "logger=none", f"output={tmp_path}/out") == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("rift: error: ") and said.err.count("\n") == 1 and said.out == ""
+    assert not [word for word in words if word not in said.err], said.err
+    assert not (tmp_path / "out").exists()
