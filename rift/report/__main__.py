@@ -13,6 +13,7 @@ from rich.console import Console
 from rift.errors import UserError, choose_from
 from rift.report.experiment_command import (
     FORMATS,
+    experiment_tables,
     show_experiment,
     show_progress,
     write_experiment,
@@ -30,9 +31,11 @@ from rift.report.study import (
     study_frame,
 )
 from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
+from rift.report.web import PageTable, numbered, page_jobs, page_sections, write_page
 from rift.streams import prepare_streams
 
 _TITLE = "AT and RiFT"
+_FOLDER = Path("outputs/report")
 _PLAIN_WIDTH = 140  # columns of a terminal table that goes into a file or a pipe
 
 
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept, duplicates = one_job_per_seed(jobs_frame(jobs))
         for warning in warnings + duplicates:
             print(f"warning: {warning}", file=sys.stderr)
-        if options.output is None:
+        if options.html:
+            _write_html(kept, options.output)
+        elif options.output is None:
             _show(kept, options.format or "terminal")
         else:
             _write(kept, options.output, options.format or "all")
@@ -84,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", choices=[*FORMATS, "all"], help="default: terminal, or with --output all of them"
     )
+    parser.add_argument(
+        "--html", action="store_true",
+        help="one page for the browser, report.html in the --output folder (default: outputs/report)",
+    )  # fmt: skip
     parser.add_argument("--study", metavar="NAME", help="only the jobs of this study")
     parser.add_argument("--smoke", action="store_true", help="show smoke runs, too; they are no results")
     return parser
@@ -102,6 +111,10 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         if not path.exists() and (names or len(path.parts) == 1):
             known = choose_from(str(path), experiment_names())
             raise UserError(f"'{path}' is neither an experiment nor a folder: {known}")
+    if options.html and (options.format is not None or options.collect):
+        raise UserError(
+            f"--html goes without --{'collect' if options.collect else 'format'}: leave out one of them"
+        )
     if names and options.study is not None:
         raise UserError(f"--study goes with folders; {names[0]} takes jobs of every study: leave it out")
     return options
@@ -116,10 +129,13 @@ def _experiment(options: argparse.Namespace) -> int:
     jobs = [job for job in jobs if options.smoke or not job.summary.get("smoke")]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if options.output is None and options.format not in (None, "all"):
+    if options.html:
+        tables, jobs = experiment_tables(options.experiment, jobs)
+        _write_html(jobs, options.output, options.experiment, tables)
+    elif options.output is None and options.format not in (None, "all"):
         show_experiment(options.experiment, jobs, options.format)
     else:
-        folder = options.output or Path("outputs/report")
+        folder = options.output or _FOLDER
         write_experiment(options.experiment, jobs, options.format or "all", folder)
     return 0
 
@@ -177,6 +193,17 @@ def _write(jobs: pd.DataFrame, folder: Path, form: str) -> None:
         _show(jobs, "terminal")
     for path in written:
         print(path)
+
+
+def _write_html(
+    jobs: pd.DataFrame, folder: Path | None, title: str = _TITLE, tables: Sequence[PageTable] = ()
+) -> None:
+    """Writes `report.html`; `tables` stand before those of the jobs."""
+    path = (folder or _FOLDER) / "report.html"
+    jobs = jobs.sort_values([*SETTING, "seed"], kind="stable")
+    shown = numbered(jobs)
+    write_page(path, title, page_sections(jobs, shown, tables), page_jobs(shown))
+    print(path)
 
 
 def _render(jobs: pd.DataFrame, form: str) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -15,7 +16,9 @@ from rift.report.experiment_page import Section, figures, nothing_text, sections
 from rift.report.experiments import filled_cells, load_experiment
 from rift.report.figures import save_figure
 from rift.report.results import Job
+from rift.report.study import jobs_frame
 from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
+from rift.report.web import PageTable
 
 WIDE = 170  # columns of an experiment's table that goes into a file or a pipe
 FORMATS = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
@@ -63,6 +66,21 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) ->
         print(nothing_text(experiment, cells))
     for path in written:
         print(path)
+
+
+def experiment_tables(name: str, jobs: Sequence[Job]) -> tuple[list[PageTable], pd.DataFrame]:
+    """An experiment's tables for a page, and the jobs that fill its cells, as a jobs' frame."""
+    experiment = load_experiment(name)
+    cells = filled_cells(experiment, jobs)
+    tables = [
+        PageTable(section.title, section.cells, section.text_columns, section.caption, sorts=False)
+        for section in sections(experiment, cells)
+    ]
+    places = {folder for cell in cells for folder in cell.jobs["folder"]}
+    frame = jobs_frame(job for job in jobs if str(job.folder) in places)
+    if not tables:
+        tables = [PageTable(experiment.about, pd.DataFrame(), caption=nothing_text(experiment, cells))]
+    return tables, frame
 
 
 def show_progress(name: str, paths: Sequence[Path], smoke: bool) -> bool:

@@ -152,6 +152,46 @@ def study_cells(jobs: pd.DataFrame, *, stacked: bool) -> pd.DataFrame:
     return _without_empty_columns(pd.DataFrame([_flat(*row) for row in _settings(jobs)]))
 
 
+def study_lines(jobs: pd.DataFrame) -> tuple[pd.DataFrame, list[list[Any]]]:
+    """One row of finished cells per setting and metric, beside the paper's values.
+
+    Args:
+        jobs: as `one_job_per_seed` returns them.
+
+    Returns:
+        The table without columns that would be empty, and for each of its rows the index of its jobs.
+    """
+    rows, indices = [], []
+    for setting, group in _settings(jobs):
+        cells, reported = _cells(group), paper_row(group["job"].iloc[0].summary) is not None
+        for metric, in_paper in _SHOWN.items():
+            if cells[f"{metric}_at"] == MISSING and cells[f"{metric}_rift"] == MISSING:
+                continue
+            row = _setting_cells(setting) | {"n": str(len(group)), "α*": cells["alpha"]}
+            row |= {"accuracy (%)": metric_text(metric)}
+            parts = {"at": "AT", "rift": "RiFT", "delta": "Δ"}
+            row |= {shown: cells[f"{metric}_{part}"] for part, shown in parts.items()}
+            row["seen"] = cells[f"{metric}_verdict"]
+            for part, shown in parts.items():
+                row[f"paper {shown}"] = cells[f"paper_{in_paper}_{part}"] if in_paper else MISSING
+            versus = [cells[f"{metric}_{part}_vs_paper"] for part in parts] if in_paper and reported else []
+            row["vs paper"] = ", ".join(versus) or MISSING
+            rows.append(row)
+            indices.append(list(group.index))
+    return _without_empty_columns(pd.DataFrame(rows)), indices
+
+
+def job_cells(jobs: pd.DataFrame) -> pd.DataFrame:
+    """One row of finished cells per job, in the frame's order."""
+    rows = []
+    for index, row in jobs.iterrows():
+        cells = _flat({name: row[name] for name in SETTING}, jobs.loc[[index]])
+        cells = {name: cell for name, cell in cells.items() if "paper" not in name}
+        rows.append({"seed" if name == "n" else name: cell for name, cell in cells.items()})
+        rows[-1]["seed"] = str(row["seed"])
+    return _without_empty_columns(pd.DataFrame(rows))
+
+
 def study_caption(jobs: pd.DataFrame) -> str:
     """How to read the table, in a few sentences."""
     attacks = jobs["attack"].unique()
@@ -222,14 +262,7 @@ def _cells(group: pd.DataFrame) -> dict[str, str]:
 
 def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
     cells = _cells(group)
-    settings = " ".join(
-        part for part in (setting["settings"], f"({SMOKE_MARK})" if setting["smoke"] else "") if part
-    )
-    row = {key: setting[key] or MISSING for key in SETTING[:-2]} | {
-        "settings": settings or MISSING,
-        "n": str(len(group)),
-    }
-    row["α*"] = cells["alpha"]
+    row = _setting_cells(setting) | {"n": str(len(group)), "α*": cells["alpha"]}
     for prefix, head in (("", ""), ("paper_", "paper ")):
         for metric in _SHOWN if not prefix else filter(None, _SHOWN.values()):
             for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
@@ -242,6 +275,12 @@ def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
                     MISSING if set(parts) == {MISSING} else ", ".join(parts)
                 )
     return row
+
+
+def _setting_cells(setting: dict[str, Any]) -> dict[str, str]:
+    settings = [setting["settings"], f"({SMOKE_MARK})" if setting["smoke"] else ""]
+    row = {key: setting[key] or MISSING for key in SETTING[:-2]}
+    return row | {"settings": " ".join(part for part in settings if part) or MISSING}
 
 
 def metric_text(metric: str) -> str:
