@@ -16,15 +16,16 @@ from rift.report.experiment_page import Section, figures, nothing_text, sections
 from rift.report.experiments import filled_cells, load_experiment
 from rift.report.figures import save_figure
 from rift.report.results import Job
-from rift.report.study import jobs_frame
+from rift.report.study import SETTING, jobs_frame
 from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
 from rift.report.web import PageTable
 
 WIDE = 170  # columns of an experiment's table that goes into a file or a pipe
+_PARTS = ("AT", "RiFT", "Δ")
 FORMATS = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
 
 
-def show_experiment(name: str, jobs: Sequence[Job], form: str) -> None:
+def show_experiment(name: str, jobs: Sequence[Job], form: str, paper: bool = True) -> None:
     """Prints an experiment's tables in one form."""
     experiment = load_experiment(name)
     cells = filled_cells(experiment, jobs)
@@ -34,10 +35,10 @@ def show_experiment(name: str, jobs: Sequence[Job], form: str) -> None:
     elif form == "terminal":
         _print(found)
     else:
-        print("\n".join(_render(section, form) for section in found), end="")
+        print("\n".join(_render(section, form, paper) for section in found), end="")
 
 
-def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) -> None:
+def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path, paper: bool = True) -> None:
     """Prints an experiment's tables and writes them, and its figures, into a folder.
 
     Args:
@@ -45,6 +46,7 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) ->
         jobs: finished ones, of whatever experiment.
         form: one of `FORMATS`, or `all`.
         folder: made if it is not there.
+        paper: whether LaTeX tables have the paper's values.
 
     Raises:
         OSError: it cannot be written.
@@ -58,7 +60,7 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) ->
         for kind, suffix in FORMATS.items():
             if form in (kind, "all"):
                 written.append(folder / f"{section.name}.{suffix}")
-                written[-1].write_text(_render(section, kind), encoding="utf-8")
+                written[-1].write_text(_render(section, kind, paper), encoding="utf-8")
     for stem, figure in figures(experiment, cells):
         written += save_figure(figure, folder / f"{stem}.png")
     _print(found)
@@ -78,6 +80,7 @@ def experiment_tables(name: str, jobs: Sequence[Job]) -> tuple[list[PageTable], 
     ]
     places = {folder for cell in cells for folder in cell.jobs["folder"]}
     frame = jobs_frame(job for job in jobs if str(job.folder) in places)
+    frame = frame.sort_values([*SETTING, "seed"], kind="stable")
     if not tables:
         tables = [PageTable(experiment.about, pd.DataFrame(), caption=nothing_text(experiment, cells))]
     return tables, frame
@@ -114,7 +117,7 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
 
 
-def _render(section: Section, form: str) -> str:
+def _render(section: Section, form: str, paper: bool) -> str:
     """One table in one form, ending with a line break."""
     if form == "csv":
         return to_csv(section.numbers)
@@ -123,8 +126,18 @@ def _render(section: Section, form: str) -> str:
     if form == "markdown":
         table = markdown_table(section.cells, text_columns=section.text_columns)
         return f"## {section.title}\n\n{table}\n\n{section.caption}\n"
+    cells = section.cells
+    if not paper:
+        cells = cells[[name for name in cells if not name.endswith((" paper", " diff.", "vs paper"))]]
+    # `AT paper`, `AT ours`, `AT diff.` stand under AT.
+    pairs = [tuple(name.split(" ", 1)) if name.split(" ")[0] in _PARTS else ("", name) for name in cells]
+    bold = pd.DataFrame(False, cells.index, cells.columns)
+    if "seen" in cells:
+        for verdict, column in (("better", "RiFT ours"), ("worse", "AT ours")):
+            bold.loc[cells["seen"] == verdict, [name for name in cells if name == column]] = True
     return latex_table(
-        section.cells,
+        cells.set_axis(pd.Index(pairs, tupleize_cols=False), axis=1),
+        bold=bold,
         caption=f"{section.title}. {section.caption}".replace("\n\n", " "),
         label=f"tab:{section.name}",
         text_columns=section.text_columns,

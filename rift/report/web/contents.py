@@ -12,6 +12,7 @@ from rift.report.corruptions import means_frame
 from rift.report.job import is_evaluated, job_explanations, job_frame, job_title
 from rift.report.page import origin_lines
 from rift.report.settings import differing, shown_value
+from rift.report.significance import CAPTION, significance_cells, significance_frame
 from rift.report.study import SETTING, job_cells, study_caption, study_lines
 from rift.report.texts import device_hours, training_text
 from rift.report.web.page import PageFigure, PageJob, PageSection, PageTable, load_charts
@@ -103,7 +104,12 @@ def _results(jobs: pd.DataFrame, numbers: dict[Any, str]) -> list[PageTable]:
         f"{shared}{study_caption(jobs)} The filter hides rows; a row's mean is always over all its seeds."
     )
     title = "Means over seeds, beside the paper's" if "paper AT" in cells else "Means over seeds"
-    return [PageTable(title, cells, list(cells).index("n"), caption, of)]
+    found = [PageTable(title, cells, list(cells).index("n"), caption, of)]
+    tests = significance_cells(significance_frame(jobs))
+    return [
+        *found,
+        *([] if tests.empty else [PageTable("Tests over seeds, and over images", tests, 2, CAPTION)]),
+    ]
 
 
 def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
