@@ -153,14 +153,14 @@ def test_pooled_images_are_one_mcnemar_test_and_say_when_seeds_disagree():
 
 
 def test_latex_has_groups_bold_and_a_real_minus():
-    frame = pd.DataFrame([["a_b-1", "-0.10 ± 0.20", "+2.00"]])
+    frame = pd.DataFrame([["[a_b-1", "-0.10 ± 0.20", "+2.00"]])
     frame.columns = pd.MultiIndex.from_tuples([("", "name"), ("clean", "AT"), ("clean", "Δ")])
     bold = pd.DataFrame([[False, False, True]], columns=frame.columns)
     lines = latex_table(frame, caption="c", label="l", bold=bold).splitlines()
     assert r" & \multicolumn{2}{c}{clean} \\" in lines
     assert r"\cmidrule(lr){2-3}" in lines
     assert r"name & AT & $\Delta$ \\" in lines
-    assert r"a\_b-1 & $-$0.10{\scriptsize\,$\pm$\,0.20} & \textbf{+2.00} \\" in lines
+    assert r"{[}a\_b-1 & $-$0.10{\scriptsize\,$\pm$\,0.20} & \textbf{+2.00} \\" in lines
 
 
 def test_latex_sets_in_bold_what_the_verdict_calls_better_and_has_the_papers_values_if_wanted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rift.report.tables import latex_table, markdown_table, plain_text, rich_tab
 from rift.report.web import PageTable
 
 WIDE = 170  # columns of an experiment's table that goes into a file or a pipe
+_LABEL = 26  # characters of a line of a cell's name in print
 _PARTS = ("AT", "RiFT", "Δ")
 FORMATS = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -35,7 +37,7 @@ def show_experiment(name: str, jobs: Sequence[Job], form: str, paper: bool = Tru
     elif form == "terminal":
         _print(found)
     else:
-        print("\n".join(_render(section, form, paper) for section in found), end="")
+        print("\n".join(render(section, form, paper) for section in found), end="")
 
 
 def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path, paper: bool = True) -> None:
@@ -60,7 +62,7 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path, pa
         for kind, suffix in FORMATS.items():
             if form in (kind, "all"):
                 written.append(folder / f"{section.name}.{suffix}")
-                written[-1].write_text(_render(section, kind, paper), encoding="utf-8")
+                written[-1].write_text(render(section, kind, paper), encoding="utf-8")
     for stem, figure in figures(experiment, cells):
         written += save_figure(figure, folder / f"{stem}.png")
     _print(found)
@@ -117,8 +119,8 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
 
 
-def _render(section: Section, form: str, paper: bool) -> str:
-    """One table in one form, ending with a line break."""
+def render(section: Section, form: str, paper: bool) -> str:
+    """One table in one form, ending with a line break; `paper`: whether LaTeX has the paper's values."""
     if form == "csv":
         return to_csv(section.numbers)
     if form == "terminal":
@@ -126,19 +128,43 @@ def _render(section: Section, form: str, paper: bool) -> str:
     if form == "markdown":
         table = markdown_table(section.cells, text_columns=section.text_columns)
         return f"## {section.title}\n\n{table}\n\n{section.caption}\n"
-    cells = section.cells
-    if not paper:
-        cells = cells[[name for name in cells if not name.endswith((" paper", " diff.", "vs paper"))]]
-    # `AT paper`, `AT ours`, `AT diff.` stand under AT.
-    pairs = [tuple(name.split(" ", 1)) if name.split(" ")[0] in _PARTS else ("", name) for name in cells]
-    bold = pd.DataFrame(False, cells.index, cells.columns)
-    if "seen" in cells:
-        for verdict, column in (("better", "RiFT ours"), ("worse", "AT ours")):
-            bold.loc[cells["seen"] == verdict, [name for name in cells if name == column]] = True
+    if "cell" in section.cells:
+        return _latex(section, paper)
     return latex_table(
-        cells.set_axis(pd.Index(pairs, tupleize_cols=False), axis=1),
-        bold=bold,
+        section.cells,
         caption=f"{section.title}. {section.caption}".replace("\n\n", " "),
         label=f"tab:{section.name}",
         text_columns=section.text_columns,
     )
+
+
+def _latex(section: Section, paper: bool) -> str:
+    """The table of accuracies for print: without what bold type and `vs paper` say in fewer words."""
+    cells = section.cells
+    bold = pd.DataFrame(False, cells.index, cells.columns)
+    for verdict, column in (("better", "RiFT ours"), ("worse", "AT ours")):
+        bold.loc[cells["seen"] == verdict, column] = True
+    gone = ("seen", " diff.") if paper else ("seen", " diff.", " paper", "vs paper")
+    cells = cells[[name for name in cells if not name.endswith(gone)]]
+    cells = cells.assign(cell=_over_rows(list(cells["cell"])))
+    # `AT paper` and `AT ours` stand under AT.
+    pairs = [tuple(name.split(" ", 1)) if name.split(" ")[0] in _PARTS else ("", name) for name in cells]
+    caption = f"{section.title}. {section.caption}".replace("\n\n", " ")
+    return latex_table(
+        cells.set_axis(pd.Index(pairs, tupleize_cols=False), axis=1),
+        bold=bold[list(cells)],
+        caption=f"{caption} Bold: what the verdict calls better.",
+        label=f"tab:{section.name}",
+        text_columns=section.text_columns,
+    )
+
+
+def _over_rows(labels: Sequence[str]) -> list[str]:
+    """Labels that stand in the first of several rows, broken into lines over the empty ones below."""
+    found = list(labels)
+    starts = [index for index, label in enumerate(labels) if label]
+    for start, end in zip(starts, [*starts[1:], len(labels)], strict=True):
+        lines = textwrap.wrap(labels[start], _LABEL)
+        lines[end - start - 1 :] = [" ".join(lines[end - start - 1 :])]  # what is left goes into the last row
+        found[start:end] = [*lines, *[""] * (end - start - len(lines))]
+    return found

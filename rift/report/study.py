@@ -185,6 +185,8 @@ def study_lines(jobs: pd.DataFrame) -> tuple[pd.DataFrame, list[list[Any]]]:
 def study_groups(jobs: pd.DataFrame, *, paper: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table for print: one row per setting, AT, RiFT and Δ of each metric as a group of columns.
 
+    A setting is told by what the rows do not share.
+
     Args:
         jobs: as `one_job_per_seed` returns them.
         paper: whether the paper's values stand in a row of their own under ours.
@@ -196,14 +198,14 @@ def study_groups(jobs: pd.DataFrame, *, paper: bool) -> tuple[pd.DataFrame, pd.D
     parts = {"at": "AT", "rift": "RiFT", "delta": "Δ"}
     groups = [(setting, group, _cells(group)) for setting, group in settings_of(jobs)]
     measured = [m for m in _SHOWN if any(cells[f"{m}_at"] != MISSING for *_, cells in groups)]
-    varied = [name for name in SETTING if name in ("model", "dataset") or jobs[name].nunique() > 1]
+    varied = [name for name in SETTING if jobs[name].nunique() > 1] or ["model"]
     rows, bold = [], []
     for setting, group, cells in groups:
         texts = _setting_cells(setting) | {"smoke": SMOKE_MARK if setting["smoke"] == "True" else MISSING}
         row = {("", name): texts[name] for name in varied}
         row |= {("", "n"): str(len(group)), ("", "α*"): cells["alpha"]}
         marked = dict.fromkeys(row, False)
-        told = dict.fromkeys(row, "") | {("", "model"): "  paper"}
+        told = dict.fromkeys(row, "") | {("", varied[0]): "paper"}
         for metric in measured:
             verdict, reported = cells[f"{metric}_verdict"], _SHOWN[metric]
             for part, shown in parts.items():

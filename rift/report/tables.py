@@ -89,7 +89,7 @@ def latex_table(
     )
     return (
         "% needs \\usepackage{booktabs,graphicx}\n\\begin{table}[t]\n\\centering\n"
-        f"\\caption{{{latex_escape(caption)}}}\n\\label{{{label}}}\n\\small\\setlength{{\\tabcolsep}}{{4pt}}\n"
+        f"\\caption{{{latex_escape(caption)}}}\n\\label{{{label}}}\n\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n"
         f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{body}%\n}}\n"
         "\\end{table}\n"
     )
@@ -117,6 +117,7 @@ def _latex_row(cells: Iterable[str]) -> str:
 def _latex_cell(text: str) -> str:
     """Escaped, with a real minus before a number, and the spread of a mean in small type."""
     text = latex_escape(re.sub(r"(?<![\w.])-(?=\d)", "−", text.replace("\n", " ")))
+    text = re.sub(r"^\[", "{[}", text)  # after a line's end it would be taken for a length
     return re.sub(r" \$\\pm\$ ([\d.]+)", r"{\\scriptsize\\,$\\pm$\\,\1}", text)
 
 
