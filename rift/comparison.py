@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
+
+from rift.sign_test import sign_test
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -88,8 +89,3 @@ def paired_bootstrap(first: Tensor, second: Tensor, *, seed: int = 0) -> Interva
     by_image = second.mean(dim=0) - first.mean(dim=0)
     p_value = sign_test(int((by_image < 0).sum()), int((by_image > 0).sum()))
     return Interval(difference(values.mean(dim=1)).item(), low, high, images, p_value)
-
-
-def sign_test(fewer: int, more: int) -> float:
-    """Two-sided p-value of as many falls and rises as these, if both are equally likely."""
-    return float(binomtest(more, fewer + more).pvalue) if fewer + more else 1.0

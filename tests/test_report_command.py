@@ -79,7 +79,7 @@ def test_output_writes_every_form(jobs, tmp_path, capsys):
     heads, first = ([cell.strip() for cell in row.split("|")[1:-1]] for row in (rows[0], rows[2]))
     assert dict(zip(heads, first, strict=True))["clean AT"] == "81.00 ± 1.41"
     latex = (out / "table.tex").read_text()
-    assert r"81.00 $\pm$ 1.41" in latex
+    assert r"81.00{\scriptsize\,$\pm$\,1.41}" in latex
     assert r"\toprule" in latex
     assert latex.isascii()
     assert r"method pgd\_at" in latex

@@ -12,6 +12,7 @@ from report_samples import accuracies, resnet_modules, scan, summary, write
 
 from rift.report import joint, stability
 from rift.report.__main__ import main
+from rift.report.experiment_command import render
 from rift.report.experiment_page import figures, sections
 from rift.report.experiment_table import NOT_RUN, experiment_cells, experiment_frame, footnotes
 from rift.report.experiments import arm_options, experiment_names, filled_cells, load_experiment
@@ -233,7 +234,9 @@ def test_rank_correlations_of_the_ranking_and_of_the_gain():
 
 def test_a_scan_experiment_has_no_accuracy_table_and_one_that_evaluates_has():
     cells = cells_of("mrc_stability", stability_jobs())
-    names = [section.name for section in sections(load_experiment("mrc_stability"), cells)]
+    found = sections(load_experiment("mrc_stability"), cells)
+    assert all(r"\toprule" in render(section, "latex", paper) for section in found for paper in (True, False))
+    names = [section.name for section in found]
     assert names == ["mrc_stability-ranking", "mrc_stability-gains", "mrc_stability-choice"]
     cells = cells_of("table1", seeds())
     assert [section.name for section in sections(load_experiment("table1"), cells)] == ["table1"]

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-from rich.console import Console
-
 from rift.errors import UserError, choose_from
+from rift.report.collect import found_jobs
 from rift.report.experiment_command import (
     FORMATS,
+    experiment_tables,
     show_experiment,
     show_progress,
     write_experiment,
 )
 from rift.report.experiments import experiment_names
-from rift.report.job import print_job
-from rift.report.page import job_figures
+from rift.report.index import index_cells, index_frame
 from rift.report.results import Job, read_jobs
-from rift.report.study import (
-    SETTING,
-    jobs_frame,
-    one_job_per_seed,
-    study_caption,
-    study_cells,
-    study_frame,
-)
-from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
+from rift.report.selection import conditions, select, sort_jobs
+from rift.report.study import SETTING, jobs_frame, one_job_per_seed
+from rift.report.study_command import View, show, show_table, write, write_html
 from rift.streams import prepare_streams
 
-_TITLE = "AT and RiFT"
-_PLAIN_WIDTH = 140  # columns of a terminal table that goes into a file or a pipe
+_FOLDER = Path("outputs/report")
+_ALIASES = {"tex": "latex", "md": "markdown"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,16 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parsed(arguments)
         if options.experiment is not None:
             return _experiment(options)
+        if options.list:
+            return _list(options)
         if options.collect:
             raise UserError(f"--collect needs the name of an experiment: {', '.join(experiment_names())}")
         jobs, warnings = _select(options)
         kept, duplicates = one_job_per_seed(jobs_frame(jobs))
         for warning in warnings + duplicates:
             print(f"warning: {warning}", file=sys.stderr)
-        if options.output is None:
-            _show(kept, options.format or "terminal")
+        if options.sort is not None:
+            kept = sort_jobs(kept, options.sort, SETTING, reverse=options.reverse)
+        view = View(options.columns, options.paper, options.significance)
+        if options.html:
+            write_html(kept, options.output or _FOLDER)
+        elif options.output is None:
+            show(kept, options.format or "terminal", view)
         else:
-            _write(kept, options.output, options.format or "all")
+            write(kept, options.output, options.format or "all", view)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -82,8 +82,36 @@ def _parser() -> argparse.ArgumentParser:
         help="write files and figures here (an experiment: outputs/report unless a --format is given)",
     )
     parser.add_argument(
-        "--format", choices=[*FORMATS, "all"], help="default: terminal, or with --output all of them"
+        "--format",
+        choices=[*FORMATS, *_ALIASES, "all"],
+        help="default: terminal, or with --output all of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--where", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="only jobs of this model, dataset, method, protocol, target, seed, study, or value of an option "
+        "(finetune.lr=0.01); several values: seed=0,1",
+    )  # fmt: skip
+    parser.add_argument("--sort", metavar="NAME", help="order of the rows: model, clean_delta, alpha, …")
+    parser.add_argument("--reverse", action="store_true", help="with --sort: the largest first")
+    parser.add_argument(
+        "--columns", type=lambda text: text.split(","), metavar="NAME,…",
+        help="only these columns: model,n,clean_at,clean_delta,robust_verdict,…",
+    )  # fmt: skip
+    parser.add_argument(
+        "--paper",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the paper's values in LaTeX tables",
     )
+    parser.add_argument(
+        "--significance", action="store_true",
+        help="instead of the table: tests over seeds, and over the images of all seeds",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="the jobs with their state, age and device hours")
+    parser.add_argument(
+        "--html", action="store_true",
+        help="one page for the browser, report.html in the --output folder (default: outputs/report)",
+    )  # fmt: skip
     parser.add_argument("--study", metavar="NAME", help="only the jobs of this study")
     parser.add_argument("--smoke", action="store_true", help="show smoke runs, too; they are no results")
     return parser
@@ -92,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; an experiment's name is told from a folder by there being no such folder."""
     options = _parser().parse_args(arguments)
+    options.format = _ALIASES.get(options.format, options.format)
+    options.where = conditions(options.where)
     names = [text for text in options.paths if text in experiment_names() and not Path(text).exists()]
     options.experiment = names[0] if names else None
     paths = [Path(text) for text in options.paths if text not in names]
@@ -102,6 +132,13 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         if not path.exists() and (names or len(path.parts) == 1):
             known = choose_from(str(path), experiment_names())
             raise UserError(f"'{path}' is neither an experiment nor a folder: {known}")
+    if options.html and (options.format is not None or options.collect):
+        raise UserError(
+            f"--html goes without --{'collect' if options.collect else 'format'}: leave out one of them"
+        )
+    alone = [name for name in ("sort", "columns", "significance", "list") if getattr(options, name)]
+    if names and alone:
+        raise UserError(f"--{alone[0]} goes with folders, not with the name of an experiment: leave it out")
     if names and options.study is not None:
         raise UserError(f"--study goes with folders; {names[0]} takes jobs of every study: leave it out")
     return options
@@ -114,13 +151,17 @@ def _experiment(options: argparse.Namespace) -> int:
     # Where nothing was run yet, the table says so.
     jobs, warnings = read_jobs(path for path in options.paths if path.exists())
     jobs = [job for job in jobs if options.smoke or not job.summary.get("smoke")]
+    jobs = select(jobs, options.where) if jobs else jobs
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if options.output is None and options.format not in (None, "all"):
-        show_experiment(options.experiment, jobs, options.format)
+    if options.html:
+        tables, found = experiment_tables(options.experiment, jobs)
+        write_html(found, options.output or _FOLDER, options.experiment, tables)
+    elif options.output is None and options.format not in (None, "all"):
+        show_experiment(options.experiment, jobs, options.format, options.paper)
     else:
-        folder = options.output or Path("outputs/report")
-        write_experiment(options.experiment, jobs, options.format or "all", folder)
+        folder = options.output or _FOLDER
+        write_experiment(options.experiment, jobs, options.format or "all", folder, options.paper)
     return 0
 
 
@@ -143,62 +184,26 @@ def _select(options: argparse.Namespace) -> tuple[list[Job], list[str]]:
         if not real:
             raise UserError(f"every result in {places} is of a smoke run; add --smoke to see them")
         jobs = real
-    return jobs, warnings
+    return select(jobs, options.where), warnings
 
 
-def _show(jobs: pd.DataFrame, form: str) -> None:
-    if form == "all":
-        raise UserError("--format all writes files; say where with --output DIR")
-    if form == "terminal":
-        console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
-        if len(jobs) == 1:  # one job has more to say than a row of means over one seed
-            print_job(console, jobs["job"].iloc[0].summary)
-            return
-        console.print(rich_table(study_cells(jobs, stacked=True), _TITLE, text_columns=2, gap=1))
-        console.print(study_caption(jobs), style="dim", markup=False)
-    else:
-        print(_render(jobs, form), end="")
-
-
-def _write(jobs: pd.DataFrame, folder: Path, form: str) -> None:
-    """Writes the chosen forms of the table, one row per job as CSV, and every job's figures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, suffix in FORMATS.items():
-        if form in (name, "all"):
-            written.append(folder / f"table.{suffix}")
-            written[-1].write_text(_render(jobs, name), encoding="utf-8")
-    if form in ("csv", "all"):
-        written.append(folder / "jobs.csv")
-        to_csv(jobs.drop(columns=["job", "written"]), written[-1])
-    for job in jobs["job"]:
-        written += job_figures(job.summary, folder / "figures", prefix=f"{job.folder.name}-")
-    if form == "all":
-        _show(jobs, "terminal")
-    for path in written:
-        print(path)
-
-
-def _render(jobs: pd.DataFrame, form: str) -> str:
-    """The study table in one form, ending with a line break."""
-    if form == "csv":
-        return to_csv(study_frame(jobs), None)
-    if form == "terminal":
-        table = rich_table(study_cells(jobs, stacked=True), _TITLE, text_columns=2, gap=1)
-        return plain_text(table, study_caption(jobs), width=_PLAIN_WIDTH)
-    cells, caption = study_cells(jobs, stacked=False), study_caption(jobs)
-    if form == "markdown":
-        return f"{markdown_table(cells, text_columns=list(cells).index('n'))}\n\n{caption}\n"
-    cells, shared = _without_shared_columns(cells)
-    return latex_table(cells, caption=caption + shared, label="tab:rift", text_columns=list(cells).index("n"))
-
-
-def _without_shared_columns(cells: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Moves what all rows share (beyond model and data set) into a sentence: a printed page is narrow."""
-    shared = [name for name in SETTING[2:] if name in cells and cells[name].nunique() == 1]
-    # The caption has the attack and the OOD mean.
-    told = ", ".join(f"{name} {cells[name].iloc[0]}" for name in shared if name not in ("attack", "ood"))
-    return cells.drop(columns=shared), f" All rows: {told}." if told else ""
+def _list(options: argparse.Namespace) -> int:
+    """Prints the index of the jobs, finished or not."""
+    missing = [path for path in options.paths if not path.exists()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist; give folders that hold jobs, e.g. outputs/jobs")
+    found = [
+        (job, state)
+        for job, state in found_jobs(options.paths)
+        if (options.smoke or not job.summary.get("smoke"))
+        and options.study in (None, job.summary.get("study"))
+    ]
+    if not found:
+        raise UserError(f"no jobs in {', '.join(map(str, options.paths))}; give another folder")
+    kept = {job.folder for job in select([job for job, _ in found], options.where)}
+    frame = index_frame([(job, state) for job, state in found if job.folder in kept], time.time())
+    show_table(index_cells(frame), frame, options.format or "terminal", "Jobs", text_columns=3)
+    return 0
 
 
 if __name__ == "__main__":

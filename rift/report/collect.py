@@ -26,7 +26,7 @@ def collect(experiment: Experiment, paths: Iterable[Path], smoke: bool) -> pd.Da
         paths: folders that hold jobs, searched to any depth.
         smoke: whether smoke runs count.
     """
-    found = [(job, state) for job, state in _jobs(paths) if smoke or not job.summary.get("smoke")]
+    found = [(job, state) for job, state in found_jobs(paths) if smoke or not job.summary.get("smoke")]
     rows = []
     for cell in filled_cells(experiment, [job for job, state in found if state.state == "done"]):
         fill = set(cell.jobs["folder"])
@@ -72,7 +72,7 @@ def counts_text(frame: pd.DataFrame) -> str:
     return ", ".join([f"{counts.get('done', 0)} of {len(frame)} done", *states]) + "."
 
 
-def _jobs(paths: Iterable[Path]) -> list[tuple[Job, JobState]]:
+def found_jobs(paths: Iterable[Path]) -> list[tuple[Job, JobState]]:
     """Every job under the folders, finished or not, that says what it is of."""
     folders: dict[Path, None] = {}
     for path in paths:

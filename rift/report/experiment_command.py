@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -15,13 +17,17 @@ from rift.report.experiment_page import Section, figures, nothing_text, sections
 from rift.report.experiments import filled_cells, load_experiment
 from rift.report.figures import save_figure
 from rift.report.results import Job
+from rift.report.study import SETTING, jobs_frame
 from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
+from rift.report.web import PageTable
 
 WIDE = 170  # columns of an experiment's table that goes into a file or a pipe
+_LABEL = 26  # characters of a line of a cell's name in print
+_PARTS = ("AT", "RiFT", "Δ")
 FORMATS = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
 
 
-def show_experiment(name: str, jobs: Sequence[Job], form: str) -> None:
+def show_experiment(name: str, jobs: Sequence[Job], form: str, paper: bool = True) -> None:
     """Prints an experiment's tables in one form."""
     experiment = load_experiment(name)
     cells = filled_cells(experiment, jobs)
@@ -31,10 +37,10 @@ def show_experiment(name: str, jobs: Sequence[Job], form: str) -> None:
     elif form == "terminal":
         _print(found)
     else:
-        print("\n".join(_render(section, form) for section in found), end="")
+        print("\n".join(render(section, form, paper) for section in found), end="")
 
 
-def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) -> None:
+def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path, paper: bool = True) -> None:
     """Prints an experiment's tables and writes them, and its figures, into a folder.
 
     Args:
@@ -42,6 +48,7 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) ->
         jobs: finished ones, of whatever experiment.
         form: one of `FORMATS`, or `all`.
         folder: made if it is not there.
+        paper: whether LaTeX tables have the paper's values.
 
     Raises:
         OSError: it cannot be written.
@@ -55,7 +62,7 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) ->
         for kind, suffix in FORMATS.items():
             if form in (kind, "all"):
                 written.append(folder / f"{section.name}.{suffix}")
-                written[-1].write_text(_render(section, kind), encoding="utf-8")
+                written[-1].write_text(render(section, kind, paper), encoding="utf-8")
     for stem, figure in figures(experiment, cells):
         written += save_figure(figure, folder / f"{stem}.png")
     _print(found)
@@ -63,6 +70,22 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path) ->
         print(nothing_text(experiment, cells))
     for path in written:
         print(path)
+
+
+def experiment_tables(name: str, jobs: Sequence[Job]) -> tuple[list[PageTable], pd.DataFrame]:
+    """An experiment's tables for a page, and the jobs that fill its cells, as a jobs' frame."""
+    experiment = load_experiment(name)
+    cells = filled_cells(experiment, jobs)
+    tables = [
+        PageTable(section.title, section.cells, section.text_columns, section.caption, sorts=False)
+        for section in sections(experiment, cells)
+    ]
+    places = {folder for cell in cells for folder in cell.jobs["folder"]}
+    frame = jobs_frame(job for job in jobs if str(job.folder) in places)
+    frame = frame.sort_values([*SETTING, "seed"], kind="stable")
+    if not tables:
+        tables = [PageTable(experiment.about, pd.DataFrame(), caption=nothing_text(experiment, cells))]
+    return tables, frame
 
 
 def show_progress(name: str, paths: Sequence[Path], smoke: bool) -> bool:
@@ -96,8 +119,8 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
 
 
-def _render(section: Section, form: str) -> str:
-    """One table in one form, ending with a line break."""
+def render(section: Section, form: str, paper: bool) -> str:
+    """One table in one form, ending with a line break; `paper`: whether LaTeX has the paper's values."""
     if form == "csv":
         return to_csv(section.numbers)
     if form == "terminal":
@@ -105,9 +128,43 @@ def _render(section: Section, form: str) -> str:
     if form == "markdown":
         table = markdown_table(section.cells, text_columns=section.text_columns)
         return f"## {section.title}\n\n{table}\n\n{section.caption}\n"
+    if "cell" in section.cells:
+        return _latex(section, paper)
     return latex_table(
         section.cells,
         caption=f"{section.title}. {section.caption}".replace("\n\n", " "),
         label=f"tab:{section.name}",
         text_columns=section.text_columns,
     )
+
+
+def _latex(section: Section, paper: bool) -> str:
+    """The table of accuracies for print: without what bold type and `vs paper` say in fewer words."""
+    cells = section.cells
+    bold = pd.DataFrame(False, cells.index, cells.columns)
+    for verdict, column in (("better", "RiFT ours"), ("worse", "AT ours")):
+        bold.loc[cells["seen"] == verdict, column] = True
+    gone = ("seen", " diff.") if paper else ("seen", " diff.", " paper", "vs paper")
+    cells = cells[[name for name in cells if not name.endswith(gone)]]
+    cells = cells.assign(cell=_over_rows(list(cells["cell"])))
+    # `AT paper` and `AT ours` stand under AT.
+    pairs = [tuple(name.split(" ", 1)) if name.split(" ")[0] in _PARTS else ("", name) for name in cells]
+    caption = f"{section.title}. {section.caption}".replace("\n\n", " ")
+    return latex_table(
+        cells.set_axis(pd.Index(pairs, tupleize_cols=False), axis=1),
+        bold=bold[list(cells)],
+        caption=f"{caption} Bold: what the verdict calls better.",
+        label=f"tab:{section.name}",
+        text_columns=section.text_columns,
+    )
+
+
+def _over_rows(labels: Sequence[str]) -> list[str]:
+    """Labels that stand in the first of several rows, broken into lines over the empty ones below."""
+    found = list(labels)
+    starts = [index for index, label in enumerate(labels) if label]
+    for start, end in zip(starts, [*starts[1:], len(labels)], strict=True):
+        lines = textwrap.wrap(labels[start], _LABEL)
+        lines[end - start - 1 :] = [" ".join(lines[end - start - 1 :])]  # what is left goes into the last row
+        found[start:end] = [*lines, *[""] * (end - start - len(lines))]
+    return found

@@ -80,7 +80,7 @@ def curves_figure(cells: Sequence[Cell]) -> Figure | None:
     axes.grid(color="0.92", lw=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0.1, y=0.08)
-    axes.legend(frameon=False, fontsize=8, title="fine-tuned", title_fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
     figure.suptitle(f"From AT (α = 0) to the fine-tuned weights (α = 1)\n{' '.join(shared)}", fontsize=10)
     return figure
 

@@ -72,7 +72,7 @@ def job_markdown(summary: dict[str, Any], figures: list[Path]) -> str:
         parts += ["## Under corruption", corruption_text(summary)]
         parts += [markdown_table(means_frame(summary)), "Accuracy in percent, AT / RiFT, at each severity:"]
         parts += [markdown_table(corruption_frame(summary))]
-    origin = _origin(summary)
+    origin = origin_lines(summary)
     parts += ["## Where the numbers come from", _bullets(origin)] if origin else []
     return "\n\n".join(parts) + "\n"
 
@@ -107,7 +107,8 @@ def _scan_frame(summary: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def _origin(summary: dict[str, Any]) -> list[str]:
+def origin_lines(summary: dict[str, Any]) -> list[str]:
+    """Command, commit, device, versions and seconds of a job, a line each."""
     provenance = summary.get("provenance") or {}
     lines = []
     if provenance.get("command"):

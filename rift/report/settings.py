@@ -25,18 +25,26 @@ def settings_texts(settings: Sequence[Hashable], options: Sequence[dict[str, Any
     Returns:
         `stage.finetune.lr=0.01`, several in a fixed order, or nothing.
     """
-    values: dict[Hashable, dict[str, set[str]]] = {}
+    groups: dict[Hashable, list[dict[str, Any]]] = {}
     for setting, own in zip(settings, options, strict=True):
-        for name in own.keys() - _TOLD:
-            values.setdefault(setting, {}).setdefault(name, set()).add(_shown(own[name]))
+        groups.setdefault(setting, []).append(own)
+    names = {setting: sorted(differing(group).keys() - _TOLD) for setting, group in groups.items()}
     return [
-        " ".join(
-            f"{name}={_shown(own.get(name))}"
-            for name, found in sorted(values.get(setting, {}).items())
-            if len(found) > 1 and not _follows(name, own)
-        )
+        " ".join(f"{name}={shown_value(own.get(name))}" for name in names[setting] if not _follows(name, own))
         for setting, own in zip(settings, options, strict=True)
     ]
+
+
+def differing(options: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The options of which these jobs have several values, and the values as text.
+
+    Options that a job does not know, being older or not using them, tell nothing.
+    """
+    values: dict[str, dict[str, None]] = {}
+    for own in options:
+        for name, value in own.items():
+            values.setdefault(name, {})[shown_value(value)] = None
+    return {name: list(found) for name, found in values.items() if len(found) > 1}
 
 
 def _follows(name: str, options: dict[str, Any]) -> bool:
@@ -45,5 +53,6 @@ def _follows(name: str, options: dict[str, Any]) -> bool:
     return name.startswith(_FOLLOWING) and options.get(name) == options.get(f"attack.{option}")
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """An option's value as a command line has it."""
     return value if isinstance(value, str) else json.dumps(value)

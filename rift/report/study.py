@@ -100,8 +100,8 @@ def one_job_per_seed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keeps one job per setting and seed: of the most complete ones, the newest.
 
     Returns:
-        The jobs kept, and one warning for each seed that had several jobs. The same job found in
-        several places with the same numbers is no reason to warn.
+        The jobs kept, in the order of their settings and seeds, and one warning for each seed that had
+        several jobs. The same job found in several places with the same numbers is no reason to warn.
     """
     parts = frame["job"].map(lambda job: sum(bool(job.summary.get(name)) for name in _PARTS))
     frame = frame.assign(complete=frame[_MEASURED].notna().sum(axis=1) + parts.astype(int))
@@ -116,7 +116,8 @@ def one_job_per_seed(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 f"seed {used['seed']} of {used['name']} has {len(same)} jobs; "
                 f"used {used['folder']}, not {others}"
             )
-    return frame.loc[sorted(kept)].drop(columns="complete"), warnings
+    ordered = frame.loc[sorted(kept)].sort_values([*SETTING, "seed"], kind="stable")
+    return ordered.drop(columns="complete"), warnings
 
 
 def study_frame(jobs: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +126,7 @@ def study_frame(jobs: pd.DataFrame) -> pd.DataFrame:
     Accuracies in percent, differences in points; a std over fewer than two seeds is missing.
     """
     rows = []
-    for setting, group in _settings(jobs):
+    for setting, group in settings_of(jobs):
         row = dict(setting) | {
             "n": len(group),
             "seeds": " ".join(str(seed) for seed in sorted(group["seed"])),
@@ -148,8 +149,89 @@ def study_cells(jobs: pd.DataFrame, *, stacked: bool) -> pd.DataFrame:
     """
     if stacked:
         named = [name for name in ("attack", "ood") if jobs[name].nunique() > 1]
-        return pd.DataFrame([_stacked(*row, named) for row in _settings(jobs)])
-    return _without_empty_columns(pd.DataFrame([_flat(*row) for row in _settings(jobs)]))
+        return pd.DataFrame([_stacked(*row, named) for row in settings_of(jobs)])
+    return _without_empty_columns(pd.DataFrame([_flat(*row) for row in settings_of(jobs)]))
+
+
+def study_lines(jobs: pd.DataFrame) -> tuple[pd.DataFrame, list[list[Any]]]:
+    """One row of finished cells per setting and metric, beside the paper's values.
+
+    Args:
+        jobs: as `one_job_per_seed` returns them.
+
+    Returns:
+        The table without columns that would be empty, and for each of its rows the index of its jobs.
+    """
+    rows, indices = [], []
+    for setting, group in settings_of(jobs):
+        cells, reported = _cells(group), paper_row(group["job"].iloc[0].summary) is not None
+        for metric, in_paper in _SHOWN.items():
+            if cells[f"{metric}_at"] == MISSING and cells[f"{metric}_rift"] == MISSING:
+                continue
+            row = _setting_cells(setting) | {"n": str(len(group)), "α*": cells["alpha"]}
+            row |= {"accuracy (%)": metric_text(metric)}
+            parts = {"at": "AT", "rift": "RiFT", "delta": "Δ"}
+            row |= {shown: cells[f"{metric}_{part}"] for part, shown in parts.items()}
+            row["seen"] = cells[f"{metric}_verdict"]
+            for part, shown in parts.items():
+                row[f"paper {shown}"] = cells[f"paper_{in_paper}_{part}"] if in_paper else MISSING
+            versus = [cells[f"{metric}_{part}_vs_paper"] for part in parts] if in_paper and reported else []
+            row["vs paper"] = ", ".join(versus) or MISSING
+            rows.append(row)
+            indices.append(list(group.index))
+    return _without_empty_columns(pd.DataFrame(rows)), indices
+
+
+def study_groups(jobs: pd.DataFrame, *, paper: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table for print: one row per setting, AT, RiFT and Δ of each metric as a group of columns.
+
+    A setting is told by what the rows do not share.
+
+    Args:
+        jobs: as `one_job_per_seed` returns them.
+        paper: whether the paper's values stand in a row of their own under ours.
+
+    Returns:
+        Finished cells, the columns named by pairs (group, name); and which cells are bold: of AT and RiFT the
+        one that the verdict calls better, with its difference.
+    """
+    parts = {"at": "AT", "rift": "RiFT", "delta": "Δ"}
+    groups = [(setting, group, _cells(group)) for setting, group in settings_of(jobs)]
+    measured = [m for m in _SHOWN if any(cells[f"{m}_at"] != MISSING for *_, cells in groups)]
+    varied = [name for name in SETTING if jobs[name].nunique() > 1] or ["model"]
+    rows, bold = [], []
+    for setting, group, cells in groups:
+        texts = _setting_cells(setting) | {"smoke": SMOKE_MARK if setting["smoke"] == "True" else MISSING}
+        row = {("", name): texts[name] for name in varied}
+        row |= {("", "n"): str(len(group)), ("", "α*"): cells["alpha"]}
+        marked = dict.fromkeys(row, False)
+        told = dict.fromkeys(row, "") | {("", varied[0]): "paper"}
+        for metric in measured:
+            verdict, reported = cells[f"{metric}_verdict"], _SHOWN[metric]
+            for part, shown in parts.items():
+                column = (metric_text(metric), shown)
+                row[column] = cells[f"{metric}_{part}"]
+                marked[column] = (verdict == "worse") if part == "at" else verdict == "better"
+                told[column] = cells[f"paper_{reported}_{part}"] if reported else MISSING
+        rows.append(row)
+        bold.append(marked)
+        if paper and any(told[column] != MISSING for column in told if column[0]):
+            rows.append(told)
+            bold.append(dict.fromkeys(marked, False))
+    return tuple(
+        pd.DataFrame(table).set_axis(pd.MultiIndex.from_tuples(rows[0]), axis=1) for table in (rows, bold)
+    )
+
+
+def job_cells(jobs: pd.DataFrame) -> pd.DataFrame:
+    """One row of finished cells per job, in the frame's order."""
+    rows = []
+    for index, row in jobs.iterrows():
+        cells = _flat({name: row[name] for name in SETTING}, jobs.loc[[index]])
+        cells = {name: cell for name, cell in cells.items() if "paper" not in name}
+        rows.append({"seed" if name == "n" else name: cell for name, cell in cells.items()})
+        rows[-1]["seed"] = str(row["seed"])
+    return _without_empty_columns(pd.DataFrame(rows))
 
 
 def study_caption(jobs: pd.DataFrame) -> str:
@@ -167,8 +249,9 @@ def study_caption(jobs: pd.DataFrame) -> str:
     )
 
 
-def _settings(jobs: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
-    for values, group in jobs.groupby(SETTING, sort=True):
+def settings_of(jobs: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
+    """Each setting with its jobs, in the frame's order."""
+    for values, group in jobs.groupby(SETTING, sort=False):
         yield dict(zip(SETTING, values, strict=True)), group
 
 
@@ -222,14 +305,7 @@ def _cells(group: pd.DataFrame) -> dict[str, str]:
 
 def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
     cells = _cells(group)
-    settings = " ".join(
-        part for part in (setting["settings"], f"({SMOKE_MARK})" if setting["smoke"] else "") if part
-    )
-    row = {key: setting[key] or MISSING for key in SETTING[:-2]} | {
-        "settings": settings or MISSING,
-        "n": str(len(group)),
-    }
-    row["α*"] = cells["alpha"]
+    row = _setting_cells(setting) | {"n": str(len(group)), "α*": cells["alpha"]}
     for prefix, head in (("", ""), ("paper_", "paper ")):
         for metric in _SHOWN if not prefix else filter(None, _SHOWN.values()):
             for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
@@ -244,11 +320,18 @@ def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
     return row
 
 
+def _setting_cells(setting: dict[str, Any]) -> dict[str, str]:
+    settings = [setting["settings"], f"({SMOKE_MARK})" if setting["smoke"] else ""]
+    row = {key: setting[key] or MISSING for key in SETTING[:-2]}
+    return row | {"settings": " ".join(part for part in settings if part) or MISSING}
+
+
 def metric_text(metric: str) -> str:
     """How a table calls a metric."""
     names = {
         "ood": "OOD",
         "ood_generated": "OOD generated",
+        "robust_per_image": "robust, per image",
         "auto_attack": "AutoAttack",
         "auto_attack_quick": "AutoAttack screen",
     }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +20,7 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
     "±": r"$\pm$", "Δ": r"$\Delta$", "α": r"$\alpha$", "–": "--", "×": r"$\times$",
     "ρ": r"$\rho$", "τ": r"$\tau$", "θ": r"$\theta$", "‖": r"$\|$", "ε": r"$\epsilon$",
-    "−": "$-$", "…": r"\dots{}",
+    "−": "$-$", "χ": r"$\chi$", "²": "$^2$", "…": r"\dots{}",
 }  # fmt: skip
 
 
@@ -60,15 +63,62 @@ def markdown_table(frame: pd.DataFrame, *, text_columns: int = 1) -> str:
     return cells.to_markdown(index=False, colalign=align, disable_numparse=True)
 
 
-def latex_table(frame: pd.DataFrame, *, caption: str, label: str, text_columns: int = 1) -> str:
-    """A `table` environment for booktabs; every cell is escaped, so the cells may hold any text."""
-    cells = frame.map(lambda cell: latex_escape(str(cell)))
-    cells.columns = [latex_escape(name) for name in frame.columns]
-    body = cells.style.hide(axis="index").to_latex(
-        column_format="l" * text_columns + "r" * (frame.shape[1] - text_columns),
-        hrules=True, caption=latex_escape(caption), label=label, position="t", position_float="centering",
-    )  # fmt: skip
-    return "% needs \\usepackage{booktabs}\n" + body
+def latex_table(
+    frame: pd.DataFrame, *, caption: str, label: str, text_columns: int = 1, bold: pd.DataFrame | None = None
+) -> str:
+    """A `table` environment for booktabs that is no wider than a line of text; every cell is escaped.
+
+    Args:
+        frame: finished cells. Columns named by pairs (group, name) get a line of groups with `\\cmidrule`;
+            the group "" has none.
+        caption: plain text.
+        label: for `\\ref`.
+        text_columns: how many of the first columns are text.
+        bold: which cells are set in bold; of the frame's shape.
+    """
+    pairs = [name if isinstance(name, tuple) else ("", name) for name in frame.columns]
+    lines = [*_group_lines([group for group, _ in pairs]), _latex_row(_latex_cell(name) for _, name in pairs)]
+    lines.append(r"\midrule")
+    marked = pd.DataFrame(False, frame.index, frame.columns) if bold is None else bold
+    for cells, marks in zip(frame.itertuples(index=False), marked.itertuples(index=False), strict=True):
+        texts = [_latex_cell(str(cell)) for cell in cells]
+        lines.append(_latex_row(rf"\textbf{{{t}}}" if m else t for t, m in zip(texts, marks, strict=True)))
+    columns = "l" * text_columns + "r" * (len(pairs) - text_columns)
+    body = "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"]
+    )
+    return (
+        "% needs \\usepackage{booktabs,graphicx}\n\\begin{table}[t]\n\\centering\n"
+        f"\\caption{{{latex_escape(caption)}}}\n\\label{{{label}}}\n\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n"
+        f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{body}%\n}}\n"
+        "\\end{table}\n"
+    )
+
+
+def _group_lines(groups: list[str]) -> list[str]:
+    """The line of groups, and a rule under each of them; nothing if there are none."""
+    if not any(groups):
+        return []
+    cells, rules, start = [], [], 1
+    for group, run in groupby(groups):
+        width = len(list(run))
+        cells.append(
+            rf"\multicolumn{{{width}}}{{c}}{{{latex_escape(group)}}}" if group else " & " * (width - 1)
+        )
+        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
+        start += width
+    return [_latex_row(cells), " ".join(rules)]
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex_cell(text: str) -> str:
+    """Escaped, with a real minus before a number, and the spread of a mean in small type."""
+    text = latex_escape(re.sub(r"(?<![\w.])-(?=\d)", "−", text.replace("\n", " ")))
+    text = re.sub(r"^\[", "{[}", text)  # after a line's end it would be taken for a length
+    return re.sub(r" \$\\pm\$ ([\d.]+)", r"{\\scriptsize\\,$\\pm$\\,\1}", text)
 
 
 def to_csv(frame: pd.DataFrame, path: Path | None = None) -> str | None:

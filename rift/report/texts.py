@@ -56,6 +56,14 @@ def seconds_text(summary: dict[str, Any]) -> str | None:
     return f"Seconds: {listing}." if listing else None
 
 
+def device_hours(summary: dict[str, Any]) -> float | None:
+    """How long its stages took together, in hours; reused results count what they once took."""
+    seconds = [
+        value for value in (summary.get("wall_seconds") or {}).values() if isinstance(value, int | float)
+    ]
+    return sum(seconds) / 3600 if seconds else None
+
+
 def corruption_text(summary: dict[str, Any]) -> str:
     """What the images are, in a sentence: whose, and how many."""
     about = summary["corruptions"]

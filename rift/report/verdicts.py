@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from scipy.stats import t as student
 
 LEVEL = 0.95
+LEAST_SEEDS = 3  # two are judged by nothing
 PAPER_STD = 0.20  # points; "standard deviations below 0.20" over three seeds, Sec. 5.1
 PAPER_SEEDS = 3
 # Points; five of 10 000 images. Three differences may be equal by chance, and are not known better than that.
@@ -25,7 +26,7 @@ def over_seeds(deltas: Sequence[float]) -> str:
     Args:
         deltas: RiFT minus AT in points, one for each seed.
     """
-    if len(deltas) < 3:
+    if len(deltas) < LEAST_SEEDS:
         return "too few seeds"
     low, high = interval_of_mean(deltas, LEAST_STD)
     if low <= 0 <= high:

@@ -1,0 +1,275 @@
+"""What stands on the page: sections of tables and figures, made from the jobs' frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from rift.report.cells import MISSING, number
+from rift.report.corruptions import means_frame
+from rift.report.job import is_evaluated, job_explanations, job_frame, job_title
+from rift.report.page import origin_lines
+from rift.report.settings import differing, shown_value
+from rift.report.significance import CAPTION, significance_cells, significance_frame
+from rift.report.study import SETTING, job_cells, study_caption, study_lines
+from rift.report.texts import device_hours, training_text
+from rift.report.web.page import PageFigure, PageJob, PageSection, PageTable, load_charts
+from rift.report.web.rows import Row, Shown, corruption_rows, curve_rows, scan_rows, training_rows
+
+_MOST = 40  # figures of one kind; more make a page that nobody reads
+_BANDS = "Bands and bars are ± one standard deviation over seeds; of a single seed "
+
+
+def numbered(jobs: pd.DataFrame) -> list[Shown]:
+    """The jobs with their numbers and with the words that tell their settings apart.
+
+    Args:
+        jobs: as `one_job_per_seed` returns them, in the order of the page.
+    """
+    varied = [name for name in SETTING if jobs[name].nunique() > 1]
+    told = [name for name in varied if name != "ood"]
+    series = _labels(jobs, told or ["model", "dataset", "method"])
+    network = [name for name in told if name != "target"]
+    networks = _labels(jobs, network or ["model", "dataset", "method"])
+    return [
+        Shown(f"#{position}", job, *labels)
+        for position, (job, *labels) in enumerate(zip(jobs["job"], series, networks, strict=True), start=1)
+    ]
+
+
+def _labels(jobs: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """The values of some columns as one text per job."""
+    rows = jobs[list(names)].replace({"smoke": {"True": "smoke", "False": ""}}).itertuples(index=False)
+    return [", ".join(value for value in map(str, row) if value) or "other" for row in rows]
+
+
+def page_sections(
+    jobs: pd.DataFrame, shown: Sequence[Shown], tables: Sequence[PageTable]
+) -> list[PageSection]:
+    """The page's sections; those that have nothing to show are left out.
+
+    Args:
+        jobs: in the order of `shown`.
+        shown: the same, with their numbers.
+        tables: what stands before everything else, as an experiment's own tables.
+    """
+    numbers = dict(zip(jobs.index, [one.number for one in shown], strict=True))
+    found = [
+        PageSection("results", "Results", tables=[*tables, *_results(jobs, numbers)]),
+        PageSection("jobs", "Jobs", tables=_jobs(jobs, shown)),
+        _curves(shown),
+        _scans(shown),
+        _training(shown),
+        _corruptions(shown),
+        PageSection("options", "Options that differ", *_options(shown)),
+        PageSection("provenance", "Provenance", tables=_provenance(shown)),
+    ]
+    return [section for section in found if section.text or section.tables or section.figures]
+
+
+def page_jobs(shown: Sequence[Shown]) -> list[PageJob]:
+    """What is said of each job alone, as its own report says it."""
+    found = []
+    for one in shown:
+        summary = one.job.summary
+        tables, lines = [], []
+        if is_evaluated(summary):
+            tables.append(PageTable("", job_frame(summary)))
+            lines += job_explanations(summary)
+        lines += [text] if (text := training_text(summary)) else []
+        if summary.get("corruptions"):
+            tables.append(PageTable("Means over corruptions (%)", means_frame(summary)))
+        lists = {
+            "How it differs from the paper's protocol": summary.get("differences") or [],
+            "Notes": summary.get("notes") or [],
+            "Where the numbers come from": [
+                *(line.replace("`", "") for line in origin_lines(summary)),
+                str(one.job.folder),
+            ],
+        }
+        found.append(PageJob(one, f"{one.number}  {job_title(summary)}", lines, tables, lists))
+    return found
+
+
+def _results(jobs: pd.DataFrame, numbers: dict[Any, str]) -> list[PageTable]:
+    cells, indices = study_lines(jobs)
+    if cells.empty:
+        return []
+    cells.insert(list(cells).index("n"), "accuracy (%)", cells.pop("accuracy (%)"))
+    cells, shared = _without_shared(cells, keep=("model", "dataset"))
+    of = [[numbers[index] for index in own] for own in indices]
+    caption = (
+        f"{shared}{study_caption(jobs)} The filter hides rows; a row's mean is always over all its seeds."
+    )
+    title = "Means over seeds, beside the paper's" if "paper AT" in cells else "Means over seeds"
+    found = [PageTable(title, cells, list(cells).index("n"), caption, of)]
+    tests = significance_cells(significance_frame(jobs))
+    return [
+        *found,
+        *([] if tests.empty else [PageTable("Tests over seeds, and over images", tests, 2, CAPTION)]),
+    ]
+
+
+def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
+    cells = job_cells(jobs)
+    if cells.empty:
+        return []
+    modules = [", ".join(map(str, one.job.summary.get("target_modules") or [])) or MISSING for one in shown]
+    cells.insert(list(cells).index("α*"), "fine-tuned", modules)
+    cells["hours"] = [number(device_hours(one.job.summary), 3) for one in shown]
+    cells, shared = _without_shared(cells)
+    cells.insert(0, "job", [one.number for one in shown])
+    caption = f"{shared}Accuracies in percent. Verdicts: the paired test on the test images."
+    columns = list(cells).index("fine-tuned") + 1
+    return [PageTable("", cells, columns, caption, [[one.number] for one in shown])]
+
+
+def _without_shared(cells: pd.DataFrame, keep: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+    """Columns of the setting that are the same in every row become a sentence."""
+    same = [name for name in SETTING if name in cells and cells[name].nunique() == 1]
+    told = ", ".join(f"{name} {cells[name].iloc[0]}" for name in same if cells[name].iloc[0] != MISSING)
+    return cells.drop(columns=[name for name in same if name not in keep]), f"All: {told}. " if told else ""
+
+
+def _curves(shown: Sequence[Shown]) -> PageSection:
+    rows = curve_rows(shown)
+    if not rows:
+        return PageSection("curves", "")
+    charts, jobs = load_charts(), _of(rows)
+    return PageSection(
+        "curves",
+        "Along α",
+        f"From AT (α = 0) to the fine-tuned weights (α = 1); stars are the α that was chosen. {_BANDS}the "
+        "binomial standard error on the images where α was chosen, which all points of a curve share.",
+        figures=[
+            PageFigure("Clean against robust accuracy", charts.tradeoff_chart(rows), jobs, wide=True),
+            PageFigure("Clean accuracy", charts.along_chart(rows, "clean"), jobs),
+            PageFigure("Robust accuracy", charts.along_chart(rows, "robust"), jobs),
+        ],
+    )
+
+
+def _scans(shown: Sequence[Shown]) -> PageSection:
+    scans = scan_rows(shown)
+    figures = []
+    for network, rows in list(scans.items())[: _MOST // 2]:
+        charts, jobs = load_charts(), _of(rows)
+        figures += [
+            PageFigure(
+                f"MRC: {network}", charts.scan_chart(rows, "mrc", "MRC (increase of the robust loss)"), jobs
+            ),
+            PageFigure(
+                f"Robust accuracy drop: {network}",
+                charts.scan_chart(rows, "drop", "robust accuracy drop (points)"),
+                jobs,
+            ),
+        ]
+    text = (
+        "Every module in network order. Blue bars and ★: fine-tuned (2/3: in two of three jobs). Bars are "
+        "means over seeds, orange ticks the seeds, diamonds the paper's Figure 3."
+    )
+    return PageSection(
+        "criticality", "Criticality", f"{text}{_left_out(scans, 2)}" if figures else "", figures=figures
+    )
+
+
+def _training(shown: Sequence[Shown]) -> PageSection:
+    figures, sentences = [], []
+    for stage, name in (("at", "Adversarial training"), ("finetune", "Fine-tuning")):
+        rows, absent = training_rows(shown, stage)
+        if absent:
+            sentences.append(
+                f"{name}: no curve of {_listed(absent)}; the store (store/{stage}/…/metrics.jsonl beside the "
+                "folder jobs/) is not in reach or has none."
+            )
+        for loss, what in ((False, "accuracy"), (True, "loss")):
+            if any((row["metric"] == "loss") == loss for row in rows):
+                chart = load_charts().training_chart(rows, loss=loss)
+                figures.append(PageFigure(f"{name}: {what}", chart, _of(rows)))
+    return PageSection("training", "Training curves", " ".join(sentences), figures=figures)
+
+
+def _corruptions(shown: Sequence[Shown]) -> PageSection:
+    heats = corruption_rows(shown)
+    figures = []
+    for series, rows in list(heats.items())[: _MOST // 2]:
+        charts, jobs = load_charts(), _of(rows)
+        kinds = " and ".join(dict.fromkeys(row["kind"] for row in rows))
+        figures.append(
+            PageFigure(
+                f"AT, accuracy (%), {kinds} images: {series}", charts.heat_chart(rows, "at", "AT (%)"), jobs
+            )
+        )
+        both = [row for row in rows if row["delta"] is not None]
+        if both:
+            chart = charts.heat_chart(both, "delta", "RiFT − AT (points)")
+            figures.append(PageFigure(f"RiFT − AT (points): {series}", chart, _of(both)))
+    text = "Means over seeds. Generated images are never compared with published numbers."
+    return PageSection(
+        "corruptions", "Under corruption", f"{text}{_left_out(heats, 2)}" if figures else "", figures=figures
+    )
+
+
+def _options(shown: Sequence[Shown]) -> tuple[str, list[PageTable]]:
+    if len(shown) < 2:
+        return "", []
+    options = [one.job.summary.get("options") or {} for one in shown]
+    rows, jobs = [], []
+    for name, values in sorted(differing(options).items()):
+        for value in values:
+            of = [
+                one.number
+                for one, own in zip(shown, options, strict=True)
+                if name in own and shown_value(own[name]) == value
+            ]
+            rows.append({"option": name, "value": value, "of": _listed(of), "count": str(len(of))})
+            jobs.append(of)
+    if not rows:
+        return "These jobs have the same options; they differ in their seeds alone.", []
+    return "", [PageTable("", pd.DataFrame(rows), 3, "Seeds, places and devices are no options.", jobs)]
+
+
+def _provenance(shown: Sequence[Shown]) -> list[PageTable]:
+    rows = []
+    for one in shown:
+        summary = one.job.summary
+        about = summary.get("provenance") or {}
+        versions = about.get("versions") if isinstance(about.get("versions"), dict) else {}
+        commit = str(about.get("commit") or MISSING)[:12] + (" + changes" if about.get("dirty") else "")
+        rows.append(
+            {
+                "job": one.number,
+                "name": summary["name"],
+                "study": str(summary.get("study") or MISSING),
+                "finished": str(about.get("finished") or MISSING).removesuffix("+00:00").replace("T", " "),
+                "device": str(about.get("device") or MISSING),
+                "commit": commit,
+                "torch": str(versions.get("torch", MISSING)),
+                "command": str(about.get("command") or MISSING),
+                "hours": number(device_hours(summary), 3),
+            }
+        )
+    caption = "Hours of device time; what was reused counts with what it once took."
+    return [PageTable("", pd.DataFrame(rows), 8, caption, [[row["job"]] for row in rows])] if rows else []
+
+
+def _of(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["job"] for row in rows))
+
+
+def _listed(numbers: Sequence[str]) -> str:
+    """`#1 #2 #3 … #7`: runs of neighbours as their ends."""
+    runs: list[list[int]] = []
+    for value in (int(text[1:]) for text in numbers):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(f"#{low}" if low == high else f"#{low}–#{high}" for low, high in runs)
+
+
+def _left_out(found: dict[str, Any], each: int) -> str:
+    more = len(found) - _MOST // each
+    return f" {more} more settings have no figure here: name fewer jobs." if more > 0 else ""

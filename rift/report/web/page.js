@@ -1,0 +1,72 @@
+"use strict";
+// Draws the figures, sorts tables by a click on a heading, and keeps to the jobs that the filter names.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const every = data.jobs.map((job) => job.number);
+  const views = [];
+
+  const options = {
+    renderer: "svg", actions: false, defaultStyle: false, ast: true,  // no code is made from text
+    tooltip: { disableDefaultStyle: true, theme: "page" },
+  };
+  const draw = async () => {
+    for (const [index, specification] of data.figures.entries()) {
+      specification.params.find((param) => param.name === "kept").value = every;
+      const place = document.getElementById(`figure-${index}`);
+      views.push({ figure: place.closest("figure"), view: (await vegaEmbed(place, specification, options)).view });
+    }
+    document.documentElement.dataset.drawn = String(views.length);
+  };
+
+  // A number sorts by its value, also with a spread behind it; what is missing comes last.
+  const value = (row, column) => {
+    const text = row.cells[column].textContent.trim();
+    const found = /^[#+]?([-−]?\d[\d.]*(e[-+]?\d+)?)/.exec(text);
+    return { text, number: found ? Number(found[1].replace("−", "-")) : NaN, missing: text === "–" || text === "" };
+  };
+  const compare = (one, two) => {
+    if (one.missing || two.missing) return 0;
+    const numbers = one.number - two.number;
+    return Number.isNaN(numbers) ? one.text.localeCompare(two.text, undefined, { numeric: true }) : numbers;
+  };
+  const sort = (heading) => {
+    const down = heading.getAttribute("aria-sort") === "ascending";
+    for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const body = heading.closest("table").tBodies[0];
+    const rows = [...body.rows].map((row) => ({ row, ...value(row, heading.cellIndex) }));
+    rows.sort((one, two) => one.missing - two.missing || (down ? -1 : 1) * compare(one, two));
+    body.append(...rows.map(({ row }) => row));
+  };
+  for (const button of document.querySelectorAll("th button")) {
+    button.addEventListener("click", () => sort(button.parentElement));
+  }
+
+  // Words without "=" may be a part of anything; "seed=1" is not "seed=10".
+  const fits = (job, word) =>
+    job.words.some((own) => (word.includes("=") || word.startsWith("#") ? own === word : own.includes(word)));
+  const filter = document.getElementById("filter");
+  const apply = async () => {
+    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const jobs = data.jobs.filter((job) => words.every((word) => fits(job, word)));
+    const kept = new Set(jobs.map((job) => job.number));
+    for (const part of document.querySelectorAll("[data-jobs]")) {
+      part.hidden = !part.dataset.jobs.split(" ").some((number) => kept.has(number));
+    }
+    document.getElementById("kept").textContent = words.length ? `${kept.size} of ${every.length} jobs` : "";
+    const seen = views.filter(({ figure }) => !figure.hidden);
+    await Promise.all(seen.map(({ view }) => view.signal("kept", [...kept]).runAsync()));
+    window.dispatchEvent(new Event("resize"));
+  };
+  let waiting;
+  filter?.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(apply, 150); });
+
+  // On paper everything is said.
+  window.addEventListener("beforeprint", () => {
+    for (const part of document.querySelectorAll("details:not([open])")) { part.open = true; part.dataset.closed = ""; }
+  });
+  window.addEventListener("afterprint", () => {
+    for (const part of document.querySelectorAll("details[data-closed]")) { part.open = false; delete part.dataset.closed; }
+  });
+  draw();
+})();

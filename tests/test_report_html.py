@@ -1,0 +1,282 @@
+"""`python -m rift.report --html`: what is on the page, and that nothing of a file becomes markup."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_samples import INTERVALS, accuracies, corruptions, scan, summary, sweep, write
+
+from rift.report.__main__ import main
+from rift.report.results import Job
+from rift.report.study import jobs_frame
+from rift.report.web import numbered
+from rift.report.web.rows import curve_rows, scan_rows, training_rows
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>{{7*7}}\"'&"
+NAMES = ["conv1", "layer1.0.conv1", HOSTILE]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("altair") is None or importlib.util.find_spec("vl_convert") is None,
+    reason="needs the packages of the extra `html`",
+)
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def shown(*summaries, root=Path("outputs/jobs/study")):
+    return numbered(jobs_frame(Job(root / f"job{i}", one, 0.0) for i, one in enumerate(summaries)))
+
+
+def page(folder, *arguments):
+    assert main([str(folder / "jobs"), "--html", "--output", str(folder / "out"), *arguments]) == 0
+    return report(folder)
+
+
+def report(folder):
+    return (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """The page of two seeds of a job in which every free text is an attack on it; its folder."""
+    tmp_path = tmp_path_factory.mktemp("hostile")
+    for seed in (0, 1):
+        write(
+            tmp_path / "jobs" / "study", f"job{seed}", name=HOSTILE, model=HOSTILE, study=HOSTILE, seed=seed,
+            mrc=scan(NAMES, NAMES[2]), target=HOSTILE, target_modules=[HOSTILE], notes=[HOSTILE],
+            differences=[HOSTILE], options={HOSTILE: seed, "stage.finetune.lr": HOSTILE},
+            provenance={
+                "command": HOSTILE, "commit": HOSTILE, "device": HOSTILE, "finished": HOSTILE,
+                "versions": {HOSTILE: HOSTILE}, "data": {"classes": [HOSTILE], "counts": {"test": 10000}},
+            },
+            corruptions={
+                **corruptions(), "at": {"means": {HOSTILE: 0.5}, "accuracy": {f"{HOSTILE}/1": 0.5}},
+                "rift": {"means": {HOSTILE: 0.6}, "accuracy": {f"{HOSTILE}/1": 0.6}},
+            },
+        )  # fmt: skip
+    page(tmp_path)
+    return tmp_path
+
+
+def test_no_text_of_a_file_becomes_markup(hostile):
+    elements = Elements(report(hostile))
+    tags = [tag for tag, _ in elements.found]
+    assert tags.count("script") == 3  # the data, the library, the page's own
+    assert "img" not in tags
+    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+    assert elements.text.count(HOSTILE) > 10  # and it is shown as it stands
+    assert not [a for _, a in elements.found if "src" in a or a.get("href", "#")[0] != "#"]
+
+
+def test_policy_allows_only_the_scripts_of_the_page(hostile):
+    (policy,) = [
+        attributes["content"]
+        for tag, attributes in Elements(report(hostile)).found
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "connect-src" not in policy
+
+
+def test_curve_rows_carry_the_binomial_error_of_the_split_where_alpha_was_chosen():
+    options = {"stage.interpolate.selection_split": "holdout"}
+    data = {"data": {"counts": {"holdout": 1000, "test": 10}}}
+    rows = curve_rows(shown(summary(options=options, provenance=data, sweep=sweep(2), alpha=0.5)))
+    assert [row["alpha"] for row in rows] == [0.0, 0.5, 1.0]
+    assert [row["chosen"] for row in rows] == [False, True, False]
+    assert rows[0]["clean"] == pytest.approx(81.46)
+    assert rows[0]["clean_error"] == pytest.approx(100 * (0.8146 * 0.1854 / 1000) ** 0.5)
+
+
+def test_jobs_that_differ_in_their_target_share_a_network():
+    jobs = shown(summary(), summary(target="all", target_modules=["conv1"]), summary(model="resnet34"))
+    assert [one.series for one in jobs] == [
+        "resnet18, least_critical",
+        "resnet18, all",
+        "resnet34, least_critical",
+    ]
+    assert [one.network for one in jobs] == ["resnet18", "resnet18", "resnet34"]
+    rows = scan_rows(jobs)
+    assert list(rows) == ["resnet18", "resnet34"]
+    chosen = {(row["job"], row["module"]) for row in rows["resnet18"] if row["chosen"]}
+    assert chosen == {("#1", "layer2.1.conv2"), ("#2", "conv1")}
+    # The paper's Figure 3 has values for the first network.
+    assert [row["module"] for row in rows["resnet18"] if row["job"] == "#1" and "paper_mrc" in row] == [
+        "layer2.1.conv2",
+        "layer4.1.conv1",
+    ]
+
+
+def test_training_curves_come_from_the_store_beside_the_jobs_alone(tmp_path):
+    elsewhere = "/somewhere/else/store/at/net-12"  # the machine that wrote the summary
+    lines = [{"epoch": e, "train_loss": 2.0 / e, "clean_accuracy": 0.1 * e, "lr": 0.1} for e in (1, 2)]
+    folder = tmp_path / "store" / "at" / "net-12"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0]))
+    places = [elsewhere, str(folder) + "/../../..", "/etc/passwd"]
+    jobs = shown(
+        *(summary(stages={"at": at}, seed=i) for i, at in enumerate(places)), root=tmp_path / "jobs" / "s"
+    )
+    rows, absent = training_rows(jobs, "at")
+    assert absent == ["#2", "#3"]
+    assert [(row["epoch"], row["metric"], row["value"]) for row in rows] == [
+        (1, "clean, selection", 10.0),
+        (1, "loss", 2.0),
+        (2, "clean, selection", 20.0),
+        (2, "loss", 1.0),
+    ]
+
+
+def test_a_job_without_a_scan_and_one_without_an_evaluation(tmp_path):
+    root = tmp_path / "jobs" / "study"
+    write(root, "only_scan", at=None, rift=None, sweep=None, alpha=None, paired=None, target_modules=None)
+    write(root, "no_scan", model="resnet34", mrc=None, stages={"at": "/gone/at/x"})
+    text = page(tmp_path)
+    for heading in ("Results", "Jobs", "Along α", "Criticality", "Options that differ", "Provenance"):
+        assert f"<h2>{heading}</h2>" in text or heading == "Options that differ"
+    assert "no curve of #2" in text
+    assert "Under corruption" not in text
+
+
+def test_differing_options_name_their_jobs(tmp_path):
+    root = tmp_path / "jobs" / "study"
+    for i, lr in enumerate((0.1, 0.01, 0.1)):
+        write(root, f"job{i}", seed=i, options={"stage.finetune.lr": lr, "same": 1})
+    cells = re.findall(
+        r"<td[^>]*>([^<]*)</td>", page(tmp_path).split('id="options"')[1].split("</section>")[0]
+    )
+    assert cells == ["stage.finetune.lr", "0.01", "#1", "1", "stage.finetune.lr", "0.1", "#2–#3", "2"]
+
+
+def test_an_experiment_has_its_own_tables_first(tmp_path):
+    write(tmp_path / "jobs" / "study", "job")
+    assert main(["table1", str(tmp_path / "jobs"), "--html", "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.index("The paper&#39;s Table 1") < text.index("Means over seeds")
+    assert "not run" in text
+
+
+def test_without_the_library_one_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "jobs" / "study", "job")
+    monkeypatch.setitem(sys.modules, "altair", None)
+    monkeypatch.delitem(sys.modules, "rift.report.web.charts", raising=False)
+    monkeypatch.delattr("rift.report.web.charts", raising=False)
+    assert main([str(tmp_path / "jobs"), "--html", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --html needs the packages altair and vl-convert-python")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# -- in a browser ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs {CHROMIUM} (Debian's package chromium)")
+    with api.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, folder, width=1280):
+    """The page, drawn, with what it asked for and what it complained of."""
+    tab = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+    asked, said = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto((folder / "out" / "report.html").as_uri())
+    tab.wait_for_selector("html[data-drawn]", timeout=60_000)
+    return tab, asked, said
+
+
+@pytest.mark.slow
+def test_the_page_of_27_jobs_in_a_browser(tmp_path, browser):
+    from playwright.sync_api import expect
+
+    root = tmp_path / "jobs" / "table1"
+    for model in ("resnet18", "resnet34", "wrn34_10"):
+        for dataset in ("cifar10", "cifar100", "tiny_imagenet"):
+            for seed in range(3):
+                clean = 0.7 + 0.01 * seed
+                write(
+                    root, f"{model}-{dataset}-{seed}", model=model, dataset=dataset, seed=seed,
+                    name=f"{model}-{dataset}-s{seed}", at=accuracies(clean, 0.5, 0.49),
+                    mrc=scan(NAMES, "conv1", seed), target_modules=["conv1"], intervals=INTERVALS,
+                    corruptions=corruptions(), provenance={"data": {"counts": {"test": 10_000}}},
+                )  # fmt: skip
+    text = page(tmp_path)
+    assert len(text) < 5_000_000
+    tab, asked, said = opened(browser, tmp_path)
+    assert len(asked) == 1
+    assert asked[0].startswith("file:")
+    assert said == []
+    drawn = tab.locator("figure svg")
+    assert drawn.count() == int(tab.evaluate("document.documentElement.dataset.drawn")) == 3 + 2 * 9 + 2 * 9
+
+    column = "[...document.querySelectorAll('#jobs tbody tr:not([hidden])')].map(r => r.cells[{}].innerText)"
+    headings = tab.locator("#jobs th").all_inner_texts()
+    place = next(i for i, text in enumerate(headings) if text.startswith("clean AT"))
+    tab.locator("#jobs th button").nth(place).click()
+    first = [float(cell) for cell in tab.evaluate(column.format(place))]
+    assert first == sorted(first)
+    assert len(first) == 27
+    tab.locator("#jobs th button").nth(place).click()
+    assert tab.evaluate(column.format(place)) == [f"{value:.2f}" for value in reversed(first)]
+
+    tab.fill("#filter", "resnet18 seed=1 tiny")
+    expect(tab.locator("#kept")).to_have_text("1 of 27 jobs")
+    assert len(tab.evaluate(column.format(0))) == 1
+    assert tab.locator("figure:not([hidden])").count() == 3 + 2 + 2  # the others show nothing of it
+    lines = tab.locator("#figure-0 .mark-line path")
+    expect(lines).to_have_count(1)
+    tab.fill("#filter", "")
+    expect(lines).to_have_count(9)
+
+    tab.locator("#figure-0 .role-mark.mark-symbol path").last.hover(force=True)
+    tab.wait_for_selector("#vg-tooltip-element.visible", timeout=5000)
+    assert re.search(r"series\s+wrn34_10, tiny_imagenet\s+α\s+0.7\s", tab.inner_text("#vg-tooltip-element"))
+    assert said == []
+
+
+@pytest.mark.slow
+def test_hostile_text_in_a_browser(hostile, browser):
+    for width in (1280, 390):
+        tab, asked, said = opened(browser, hostile, width)
+        tab.locator(".mark-rect path").first.hover(force=True)
+        tab.wait_for_selector("#vg-tooltip-element.visible")
+        assert tab.evaluate("window.hacked") is None
+        assert tab.locator("img").count() == 0
+        assert len(asked) == 1
+        assert said == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
