@@ -11,13 +11,8 @@ from report_samples import accuracies, corruptions, summary
 from rift.report.cells import MISSING
 from rift.report.results import Job
 from rift.report.settings import settings_texts
-from rift.report.study import (
-    jobs_frame,
-    one_job_per_seed,
-    study_caption,
-    study_cells,
-    study_frame,
-)
+from rift.report.study import jobs_frame, one_job_per_seed, study_frame
+from rift.report.study_cells import study_caption, study_cells
 
 
 def job(name="a", written=0.0, **changes):

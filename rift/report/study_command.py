@@ -18,13 +18,8 @@ from rift.report.overview import overview_figures
 from rift.report.page import job_figures
 from rift.report.selection import choose_columns
 from rift.report.significance import CAPTION, significance_cells, significance_frame
-from rift.report.study import (
-    SETTING,
-    study_caption,
-    study_cells,
-    study_frame,
-    study_groups,
-)
+from rift.report.study import SETTING, study_frame
+from rift.report.study_cells import study_caption, study_cells, study_groups
 from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
 from rift.report.web import PageTable, numbered, page_jobs, page_sections, write_page
 

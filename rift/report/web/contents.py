@@ -13,7 +13,8 @@ from rift.report.job import is_evaluated, job_explanations, job_frame, job_title
 from rift.report.page import origin_lines
 from rift.report.settings import differing, shown_value
 from rift.report.significance import CAPTION, significance_cells, significance_frame
-from rift.report.study import SETTING, job_cells, study_caption, study_lines
+from rift.report.study import SETTING
+from rift.report.study_cells import job_cells, study_caption, study_lines
 from rift.report.texts import device_hours, training_text
 from rift.report.web.page import PageFigure, PageJob, PageSection, PageTable, load_charts
 from rift.report.web.rows import Row, Shown, corruption_rows, curve_rows, scan_rows, training_rows
