@@ -43,7 +43,7 @@ def resnet(*, layers: tuple[int, ...], width: int, num_classes: int, in_channels
         )
         model.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
         model.maxpool = nn.Identity()
-    model.to_empty(device="cpu")
+    model.to_empty(device=torch.get_default_device())  # the CPU, or "meta" for who asks for the shapes alone
     # PyTorch's defaults, like the published AT networks: no zero-initialised residual scale, and no
     # fan-out scaling, both of which timm would choose. The order of drawing is also the published one.
     for module in model.modules():

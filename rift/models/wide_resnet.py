@@ -104,7 +104,7 @@ def drawn(
         raise UserError(f"A wide ResNet cannot have widening factor {width}: set model.width to 1 or more.")
     with torch.device("meta"):  # without storage, since weights are drawn once, and by one rule
         model = network(depth, width, num_classes, in_channels)
-    model.to_empty(device="cpu")
+    model.to_empty(device=torch.get_default_device())  # the CPU, or "meta" for who asks for the shapes alone
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
