@@ -28,7 +28,7 @@ CARD, PAGE, WEIGHTS, CONFIG = "card.json", "README.md", "model.safetensors", "co
 FORMAT = 1
 NETWORKS = {"rift": "θ*", "at": "θ_AT"}
 # Beyond these no network of ours goes, and some that is described would not fit into a memory.
-_LARGEST = {"num_classes": 100_000, "in_channels": 64, "image_size": 4096, "width": 4096}
+_LARGEST = {"num_classes": 100_000, "in_channels": 16, "image_size": 2048, "width": 4096}
 
 
 @dataclass(frozen=True)
