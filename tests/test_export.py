@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -57,7 +58,8 @@ def made_up_job(output: Path, about=NARROW, channels=1, size=8, shaken=lambda ne
     data = {"name": "digits", "shape": [channels, size, size], "classes": list("abcd")}
     model = {"family": about["family"], "name": about["timm_name"], "width": about["width"]}
     decided = {"model": model, "data": data, "normalisation": [described.mean, described.std]}
-    at = finished(output, "at", decided, {}, best=theta_at.state_dict(), last=theta_star.state_dict())
+    made = {"commit": "abc", "seconds": 7.0}
+    at = finished(output, "at", decided, made, best=theta_at.state_dict(), last=theta_star.state_dict())
     rift = finished(output, "interpolate", {}, {"alpha": 0.6}, weights=theta_star.state_dict())
     splits = {f"stage.{stage}.selection_split": "holdout" for stage in ("at", "finetune", "interpolate")}
     full = {
@@ -110,6 +112,7 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(job):
         "splits": {"at": "holdout", "interpolate": "holdout"},
     }
     assert card["protocol"]["notes"] == summary["notes"]
+    assert card["provenance"]["weights"]["at"] == {"commit": "abc", "seconds": 7.0}
     assert card["data"] == summary["provenance"]["data"] and card["licence"]["weights"] == "CC0-1.0"
 
 
@@ -185,6 +188,8 @@ def test_robustbench_gets_what_it_takes(job, monkeypatch):
 
 def test_torch_hub_finds_it(job):
     output = export_job(job[0])
+    names = runpy.run_path(str(ROOT / "hubconf.py")).items()
+    assert [name for name, value in names if callable(value) and name[0] != "_"] == ["rift_model"]
     network = torch.hub.load(str(ROOT), "rift_model", str(output), source="local", which="at")
     assert torch.equal(network(IMAGES), job[1](IMAGES))
 
@@ -194,6 +199,19 @@ def test_results_that_were_copied_with_their_job_are_found(job, tmp_path):
     for part in ("store", "jobs"):
         shutil.move(tmp_path / part, there / part)
     assert load_exported(export_job(there / "jobs" / "demo" / job[0].name), "at")
+
+
+def test_a_download_that_is_links_into_a_cache(job, tmp_path):
+    (tmp_path / "snapshot" / "at").mkdir(parents=True)
+    output = export_job(job[0])
+    for file in ("card.json", "at/model.safetensors"):
+        (tmp_path / "snapshot" / file).symlink_to(output / file)
+    for where in (tmp_path / "snapshot", tmp_path / "snapshot" / "card.json"):
+        assert same_bits(load_exported(where, "at").state_dict(), job[1].state_dict())
+    (output / "card.json").unlink()
+    (output / "card.json").symlink_to(tmp_path / "snapshot" / "card.json")  # and back, for ever
+    with pytest.raises(UserError, match="link"):
+        load_exported(output)
 
 
 def test_theta_at_alone(tmp_path):

@@ -11,6 +11,7 @@ Written by `rift.export.folder`.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,27 +86,21 @@ def load_exported(where: str | Path, which: str = "rift", device: torch.device |
     Raises:
         UserError: there is no such export, or its card or its weights are not what they should be.
     """
-    path = Path(where).expanduser().resolve()  # downloads are often links into a cache
+    path = Path(where).expanduser()
     card_path = path / CARD if path.is_dir() else path
     if which not in NETWORKS:
         raise UserError(f"There is no exported network '{which}': ask for 'rift' (θ*) or 'at' (θ_AT).")
     card = read_card(card_path)
-    described = network_of(card, card_path)
-    digest = _digest_of(card, which, card_path)
-    weights = (card_path.parent / which / WEIGHTS).resolve()
-    if foreign.sha256(weights) != digest:
+    described, digest = network_of(card, card_path), _digest_of(card, which, card_path)
+    weights = card_path.parent / which / WEIGHTS
+    if foreign.sha256(_without_links(weights)) != digest:
         raise UserError(f"{weights} is not the file that {card_path} describes (SHA-256): fetch both again.")
     tensors = load_tensors(weights)[0]
-    try:
-        if described.family != "timm":  # some of timm's cannot be built without storage
-            with torch.device("meta"):
-                _check_fit(tensors, described.build().state_dict(), weights, card_path)
-        network = described.build()
-    except UserError as error:
-        if str(weights) in str(error):
-            raise
-        reason = str(error).rstrip(".")
-        raise UserError(f"{card_path} describes a network that cannot be built ({reason}).") from error
+    if described.family != "timm":  # some of timm's cannot be built without storage
+        with torch.device("meta"):
+            shapes = _built(described, card_path).state_dict()
+        _check_fit(tensors, shapes, weights, card_path)
+    network = _built(described, card_path)
     _check_fit(tensors, network.state_dict(), weights, card_path)
     network.load_state_dict(tensors)
     return network.eval().to(device)
@@ -117,10 +112,15 @@ def read_card(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or none.
     """
-    card = foreign.read_object(path)
+    card = foreign.read_object(_without_links(path))
     if card.get("format") != FORMAT or not isinstance(card.get("weights"), dict):
         raise UserError(f"{path} is no card of an exported model, or one of another version of rift.")
     return card
+
+
+def _without_links(path: Path) -> Path:
+    """Where a file is: downloads are often links into a cache."""
+    return Path(os.path.realpath(path))
 
 
 def network_of(card: Mapping[str, Any], path: Path) -> Network:
@@ -165,6 +165,14 @@ def _digest_of(card: Mapping[str, Any], which: str, path: Path) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
         raise UserError(f"{path} does not say what the weights of '{which}' should be: fetch it again.")
     return entry["sha256"]
+
+
+def _built(described: Network, card: Path) -> nn.Module:
+    try:
+        return described.build()
+    except UserError as error:  # it names options, which a card does not have
+        reason = str(error).rstrip(".")
+        raise UserError(f"{card} describes a network that cannot be built ({reason}).") from error
 
 
 def _check_fit(

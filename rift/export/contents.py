@@ -130,9 +130,19 @@ def make_card(
         "numbers": numbers,
         "protocol": {name: summary[name] for name in ("protocol", "differences", "notes")},
         "data": data,
-        "provenance": {**provenance, "exported": exported},
+        "provenance": {
+            **provenance,
+            # A job may rest on weights that were made long before, elsewhere.
+            "weights": {name: _circumstances(one.result) for name, one in handed.items()},
+            "exported": exported,
+        },
         "licence": {"code": "MIT", "weights": licence},
     }
+
+
+def _circumstances(result: Mapping[str, Any]) -> dict[str, Any]:
+    known = ("command", "commit", "dirty", "versions", "device", "seconds", "finished")
+    return {name: result[name] for name in known if name in result}
 
 
 def _network(decided: Mapping[str, Any]) -> Network:
