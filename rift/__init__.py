@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rift.api import Ranking, attack, fine_tune, interpolate, mrc_scan
     from rift.attacks import Attack
     from rift.errors import UserError
+    from rift.export import load_exported
     from rift.stage_options import FinetuneConfig, InterpolateConfig, MRCConfig
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _PLACES = {
     "mrc_scan": "rift.api",
     "fine_tune": "rift.api",
     "interpolate": "rift.api",
+    "load_exported": "rift.export",
     "Ranking": "rift.api",
     "Attack": "rift.attacks",
     "MRCConfig": "rift.stage_options",
@@ -44,6 +46,7 @@ __all__ = [
     "attack",
     "fine_tune",
     "interpolate",
+    "load_exported",
     "mrc_scan",
 ]
 

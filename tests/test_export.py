@@ -116,6 +116,13 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(job):
     assert card["data"] == summary["provenance"]["data"] and card["licence"]["weights"] == "CC0-1.0"
 
 
+def test_the_fields_of_the_card_are_documented(job):
+    card = json.loads((export_job(job[0]) / "card.json").read_text())
+    named = set(re.findall(r"`([\w.]+)`", (ROOT / "docs" / "export.md").read_text(encoding="utf-8")))
+    words = {word for name in named for word in name.split(".")}
+    assert {*card, *card["network"], *card["weights"]["at"], *card["chosen"], *card["numbers"]} <= words
+
+
 def test_a_loaded_network_is_what_an_attack_expects(job):
     output = export_job(job[0])
     state = torch.random.get_rng_state()

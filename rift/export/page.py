@@ -25,9 +25,7 @@ def page(card: Mapping[str, Any], arguments: TimmArguments | None) -> str:
     which = "rift" if "rift" in card["weights"] else "at"
     network = card["network"]
     parts = [f"# {card['name']}", _table(card), "With rift, which checks the SHA-256:"]
-    parts.append(
-        _block("from rift.export import load_exported", "", f'model = load_exported(".", "{which}")')
-    )
+    parts.append(_block("import rift", "", f'model = rift.load_exported(".", "{which}")'))
     if call := _benchmark(card):
         parts += ["That is what RobustBench takes:", call]
     if plain := plain_lines(network, arguments, which):
