@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from rift import plugins
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import nearest_existing, save_json
 from rift.config import Config
@@ -46,9 +47,22 @@ def job_key(config: Config, runtime: Runtime) -> str:
         del typed[place]
     for place in ("root", "download", "cache", "corrupted_root"):
         del typed["dataset"][place]
+    for group in ("model", "dataset", "method", "attack", "selection_attack", "evaluation_attack"):
+        if not typed[group]["options"]:  # as before there were any
+            del typed[group]["options"]
+        if typed[group].get("plugin", "") is None:
+            del typed[group]["plugin"]
+    if others := chosen_plugins(config):
+        typed["plugins"] = others
     typed["stage"]["evaluate"]["corruptions"] = config.corruptions_kind
     precisions = [runtime.precision, runtime.selection_precision, runtime.evaluation_precision]
     return digest({**typed, "precision": [*map(str, precisions), config.runtime.tf32]})
+
+
+def chosen_plugins(config: Config) -> dict[str, dict[str, str]]:
+    """Package, version and digest of what other packages contribute to a run, by group."""
+    chosen = {"model": config.model.family, "method": config.method.name, "dataset": config.dataset.name}
+    return plugins.identities({**chosen, "attack": config.attack.plugin or ""})
 
 
 def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] = ()) -> dict[str, Any]:
@@ -89,7 +103,7 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
             key=digest([key, config.study]),
             study=config.study,
             job_type="rift" if set(CHAIN) <= set(config.stage.run) else "+".join(config.stage.run),
-            config={**asdict(config), "provenance": provenance()},
+            config={**asdict(config), "provenance": provenance(), "plugins": chosen_plugins(config)},
         )
         with ended(tracker):
             pipeline.run(tracker)
@@ -169,6 +183,8 @@ def _log_in(path: Path) -> Iterator[None]:
 
 def _announce(config: Config, folder: Path, pipeline: Pipeline) -> None:
     log.info("job: %s", folder)
+    for group, about in chosen_plugins(config).items():
+        log.info("%s: of the package %s %s", group, about["package"], about["version"])
     for sentence in pipeline.import_notes:
         log.info("%s: %s", config.model.checkpoint, sentence)
     if config.smoke:
