@@ -110,7 +110,7 @@ class AttackConfig:
         _check_options(where, self.plugin, self.options)
         require(
             self.plugin is None or self.plugin in plugins.installed("attack"),
-            f"{where}.plugin={self.plugin} is no attack of an installed package: leave it out, or install it.",
+            f"{where}.plugin={self.plugin} is no attack of an installed package: install it.",
         )
         one_of(f"{where}.norm", self.norm, ("linf", "l2"))
         one_of(f"{where}.keep", self.keep, ("last", "best"))

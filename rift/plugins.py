@@ -2,7 +2,7 @@
 
 An entry point of the group `rift.models`, `rift.methods`, `rift.datasets` or `rift.attacks` is a choice of
 the group `model`, `method`, `dataset` or `attack`. Its name alone is read until it is chosen: `rift --help`
-imports nothing of it. What a configuration names is looked up among what is installed, never imported by name.
+imports nothing of it. What a configuration names is looked up among what is installed.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ def test_names_are_listed_and_composed_without_an_import(tmp_path):
     groups = dict(re.findall(r"^(\w+): (.*)$", shown.stdout, re.MULTILINE))
     wanted = {"model": "tiny_net", "method": "scaled_at", "dataset": "stripes", "attack": "corner"}
     assert all(name in groups[group].split(", ") for group, name in wanted.items())
-    composed = rift(target, "--cfg", "job", MODEL, "+model.options.width=4", "attack=corner")
+    composed = rift(target, "--cfg", "job", MODEL, "+model.options.channels=4", "attack=corner")
     assert composed.returncode == 0, composed.stderr
-    assert "family: tiny_net" in composed.stdout and "width: 4" in composed.stdout
+    assert "family: tiny_net" in composed.stdout and "channels: 4" in composed.stdout
 
 
 REFUSED = {
@@ -60,9 +60,9 @@ REFUSED = {
         [MODEL],
         "model=tiny_net of the package rift-extras 0.1 cannot be imported (ModuleNotFoundError: No module",
     ),
-    "option": ({}, [MODEL, "+model.options.widht=4"], "did you mean 'width'?"),
-    "type": ({}, [MODEL, "+model.options.width=wide"], "model.options.width=wide is no int"),
-    "not a plugin's": ({}, ["+model.options.width=4"], "model.options are for a plugin's model"),
+    "option": ({}, [MODEL, "+model.options.chanels=4"], "did you mean 'channels'?"),
+    "type": ({}, [MODEL, "+model.options.channels=wide"], "model.options.channels=wide is no int"),
+    "not a plugin's": ({}, ["+model.options.channels=4"], "model.options are for a plugin's model"),
     "not installed": ({}, ["attack.plugin=os"], "attack.plugin=os is no attack of an installed package"),
 }
 

@@ -175,7 +175,7 @@ def pgd(
 
 
 def _projected(x: Tensor, images: Tensor, attack: Attack) -> Tensor:
-    """The nearest points of the ball and of [0, 1]; what lies in both is unchanged, under ℓ2 but for rounding."""
+    """The points, moved into the ball and into [0, 1] where they are not."""
     if attack.norm == "linf":
         lower, upper = images - attack.epsilon, images + attack.epsilon
         return torch.clamp(x, lower, upper).clamp_(0, 1)
