@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from rift import plugins
@@ -114,7 +115,26 @@ def build_model(
     backbone = builder(
         num_classes=num_classes, in_channels=in_channels, **_options_of(name, builder, options)
     )
-    return normalise_first(backbone, mean, std, in_channels)
+    network = normalise_first(backbone, mean, std, in_channels)
+    if name in plugins.installed("model"):
+        _try(name, network, (2, in_channels, image_size, image_size), num_classes)
+    return network
+
+
+@torch.no_grad()
+def _try(name: str, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
+    """Raises `UserError` if somebody's network gives no logits for our images; leaves its mode as it is."""
+    mode = network.training
+    try:
+        logits = network.eval()(torch.zeros(shape))
+    except Exception as error:  # it fails in any way it likes
+        raise UserError(f"model={name} does not take images of {shape[1:]} ({error}).") from error
+    network.train(mode)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (shape[0], num_classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            f"model={name} gives {found} for {shape[0]} images of {num_classes} classes: mend it."
+        )
 
 
 def _options_of(name: str, builder: Callable[..., nn.Module], options: dict[str, Any]) -> dict[str, Any]:
