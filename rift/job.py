@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rift import plugins
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import nearest_existing, save_json
 from rift.config import Config
 from rift.explain import in_one_line
 from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_holder
 from rift.locks import held
+from rift.naming import chosen_plugins
 from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
@@ -57,12 +57,6 @@ def job_key(config: Config, runtime: Runtime) -> str:
     typed["stage"]["evaluate"]["corruptions"] = config.corruptions_kind
     precisions = [runtime.precision, runtime.selection_precision, runtime.evaluation_precision]
     return digest({**typed, "precision": [*map(str, precisions), config.runtime.tf32]})
-
-
-def chosen_plugins(config: Config) -> dict[str, dict[str, str]]:
-    """Package, version and digest of what other packages contribute to a run, by group."""
-    chosen = {"model": config.model.family, "method": config.method.name, "dataset": config.dataset.name}
-    return plugins.identities({**chosen, "attack": config.attack.plugin or ""})
 
 
 def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] = ()) -> dict[str, Any]:

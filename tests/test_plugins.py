@@ -93,7 +93,9 @@ def test_a_job_of_nothing_but_plugins(tmp_path):
     assert options["method"]["scale"] == 0.5 and options["data"]["plugin"]["options"] == {"noise": 30}
     assert options["attack"]["plugin"] == "corner" and ["version", "0.1"] in options["attack"]["identity"]
     (summary,) = out.glob("jobs/*/*/summary.json")
-    assert json.loads(summary.read_text())["rift"]["clean_accuracy"] > 0.4
+    told = json.loads(summary.read_text())
+    assert told["rift"]["clean_accuracy"] > 0.4
+    assert set(told["plugins"]) == {"model", "method", "dataset", "attack"}
     # Another version's results do not mix; and results of ours have no such mark.
     (target / "rift_extras-0.1.dist-info").rename(target / "old")
     again = rift(install(tmp_path / "new", version="0.2"), *command, "stage.run=[at]")
