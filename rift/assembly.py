@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from rift import plugins
 from rift.attacks import Attack
+from rift.attacks.plugin import GIVEN, PluginAttack
 from rift.config import AttackConfig, Config
 from rift.data import SHAPES, load_dataset
 from rift.limits import number
@@ -32,15 +35,20 @@ from rift.stages import Session
 
 def make_attack(config: AttackConfig) -> Attack:
     """The configuration as the attack's parameters; fractions become numbers here."""
-    return Attack(
-        norm=config.norm,
-        epsilon=number("attack.epsilon", config.epsilon),
-        step_size=number("attack.step_size", config.step_size),
-        steps=config.steps,
-        random_start=config.random_start,
-        keep=config.keep,
-        batchnorm=config.batchnorm,
-    )
+    values: dict[str, Any] = {
+        "norm": config.norm,
+        "epsilon": number("attack.epsilon", config.epsilon),
+        "step_size": number("attack.step_size", config.step_size),
+        "steps": config.steps,
+        "random_start": config.random_start,
+        "keep": config.keep,
+        "batchnorm": config.batchnorm,
+    }
+    if config.plugin is None:
+        return Attack(**values)
+    options = plugins.with_options("attack", config.plugin, config.options, GIVEN)
+    about = plugins.identity("attack", config.plugin)
+    return PluginAttack(**values, plugin=config.plugin, options=tuple(options.items()), identity=about)
 
 
 def make_method(config: Config) -> Method:
@@ -105,6 +113,7 @@ def new_network(config: Config, runtime: Runtime, shape: tuple[int, int, int], n
         width=model.width,
         timm_name=model.name,
         pretrained=model.pretrained,
+        plugin_options=model.options,
     )
     return runtime.place(network)
 
@@ -133,6 +142,7 @@ def make_session(config: Config, runtime: Runtime) -> Session:
         image_size=data.image_size,
         cache=data.cache,
         at_least_per_class=2 if config.smoke else 0,
+        plugin_options=data.options,
     ).to(runtime.device)
     make = partial(new_network, config, runtime, dataset.shape, dataset.num_classes)
     network = make()

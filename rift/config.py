@@ -9,12 +9,14 @@ hand; which network and which images has none.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from rift import plugins
 from rift.conf_files import CONF
 from rift.corruption_names import SEVERITIES
 from rift.errors import UserError, choose_from
@@ -45,8 +47,10 @@ class ModelConfig:
     pretrained: bool = False  # timm only: start from timm's published weights
     checkpoint: str | None = None  # weights to start from; without the stage `at` they are θ_AT
     normalise: bool = True  # by dataset.mean and std in its first layer; false: the weights want [0, 1]
+    options: dict[str, Any] = field(default_factory=dict)  # a plugin's own: +model.options.NAME=VALUE
 
     def check(self, where: str) -> None:
+        _check_options(where, self.family, self.options)
         at_least(f"{where}.width", self.width, 1)
         require(
             self.name is None or self.family == "timm",
@@ -73,8 +77,10 @@ class DatasetConfig:
     corrupted_root: str | None = None  # folder that holds, or gets, CIFAR-10-C, CIFAR-100-C, Tiny-ImageNet-C
     official_scan_split: str = "test"  # which split the published code scans
     official_severities: list[int] = field(default_factory=lambda: list(SEVERITIES))  # that it evaluates
+    options: dict[str, Any] = field(default_factory=dict)  # a plugin's own: +dataset.options.NAME=VALUE
 
     def check(self, where: str) -> None:
+        _check_options(where, self.name, self.options)
         share(f"{where}.holdout_fraction", self.holdout_fraction)
         at_least(f"{where}.padding", self.padding, 0, MOST_PADDING)
         at_least(f"{where}.split_seed", self.split_seed, 0, LARGEST_SEED)
@@ -97,8 +103,15 @@ class AttackConfig:
     random_start: bool = True  # uniform in the ball; else from the image itself
     keep: str = "last"  # last iterate, or the best per image
     batchnorm: str = "eval"  # BatchNorm mode while crafting in training: eval or train
+    plugin: str | None = None  # another package's attack in place of PGD
+    options: dict[str, Any] = field(default_factory=dict)  # a plugin's own: +attack.options.NAME=VALUE
 
     def check(self, where: str) -> None:
+        _check_options(where, self.plugin, self.options)
+        require(
+            self.plugin is None or self.plugin in plugins.installed("attack"),
+            f"{where}.plugin={self.plugin} is no attack of an installed package: install it.",
+        )
         one_of(f"{where}.norm", self.norm, ("linf", "l2"))
         one_of(f"{where}.keep", self.keep, ("last", "best"))
         one_of(f"{where}.batchnorm", self.batchnorm, ("eval", "train"))
@@ -229,6 +242,32 @@ def _check_groups(group: Any, prefix: str) -> None:
         if is_dataclass(value):
             value.check(prefix + entry.name)
             _check_groups(value, f"{prefix}{entry.name}.")
+
+
+def _check_options(where: str, name: str | None, options: Mapping[str, Any]) -> None:
+    """`options` are a plugin's: what is rift's own has fields instead."""
+    group = "attack" if where.endswith("attack") else where
+    require(
+        not options or name in plugins.installed(group),
+        f"{where}.options are for a plugin's {group}, which {name or 'this'} is not: leave them out.",
+    )
+
+
+def register_plugins() -> None:
+    """Makes what other packages offer a choice of its group, by its name; nothing is imported.
+
+    Raises:
+        UserError: see `plugins.installed`.
+    """
+    nodes: dict[str, Callable[[str], dict[str, Any]]] = {
+        "model": lambda name: {"family": name},
+        "method": lambda name: {"name": name},
+        "attack": lambda name: {"plugin": name},
+        "dataset": lambda name: {"name": name, "root": "data", "padding": 0, "flip": False},
+    }
+    for group, node in nodes.items():
+        for name in plugins.installed(group):
+            ConfigStore.instance().store(group=group, name=name, node=node(name))
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -24,6 +24,7 @@ from rift.config import Config
 from rift.explain import in_one_line
 from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_holder
 from rift.locks import held
+from rift.naming import chosen_plugins
 from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
@@ -46,6 +47,13 @@ def job_key(config: Config, runtime: Runtime) -> str:
         del typed[place]
     for place in ("root", "download", "cache", "corrupted_root"):
         del typed["dataset"][place]
+    for group in ("model", "dataset", "method", "attack", "selection_attack", "evaluation_attack"):
+        if not typed[group]["options"]:  # as before there were any
+            del typed[group]["options"]
+        if typed[group].get("plugin", "") is None:
+            del typed[group]["plugin"]
+    if others := chosen_plugins(config):
+        typed["plugins"] = others
     typed["stage"]["evaluate"]["corruptions"] = config.corruptions_kind
     precisions = [runtime.precision, runtime.selection_precision, runtime.evaluation_precision]
     return digest({**typed, "precision": [*map(str, precisions), config.runtime.tf32]})
@@ -89,7 +97,7 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
             key=digest([key, config.study]),
             study=config.study,
             job_type="rift" if set(CHAIN) <= set(config.stage.run) else "+".join(config.stage.run),
-            config={**asdict(config), "provenance": provenance()},
+            config={**asdict(config), "provenance": provenance(), "plugins": chosen_plugins(config)},
         )
         with ended(tracker):
             pipeline.run(tracker)
@@ -169,6 +177,8 @@ def _log_in(path: Path) -> Iterator[None]:
 
 def _announce(config: Config, folder: Path, pipeline: Pipeline) -> None:
     log.info("job: %s", folder)
+    for group, about in chosen_plugins(config).items():
+        log.info("%s: of the package %s %s", group, about["package"], about["version"])
     for sentence in pipeline.import_notes:
         log.info("%s: %s", config.model.checkpoint, sentence)
     if config.smoke:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rift import launchers, signals, sweep
 from rift.command_line import GROUPS, check_arguments, check_working_folder
 from rift.conf_files import CONF
-from rift.config import to_config
+from rift.config import register_plugins, to_config
 from rift.errors import JobFailed, UserError
 from rift.explain import EXPECTED, SOME_FAILED, exit_code, leave
 from rift.progress import set_up_logging
@@ -112,6 +112,7 @@ def main() -> None:
     os.environ.pop(sweep.VARIABLE, None)
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     try:
+        register_plugins()
         sys.argv[1:] = _in_order(sys.argv[1:])
         check_arguments(sys.argv[1:])
         check_working_folder()

@@ -6,9 +6,10 @@ depends on another choice, null stands for it too, and `resolved` says what it i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from rift import plugins
 from rift.limits import at_least, one_of, require, share
 
 BASES = ("pgd_at", "trades", "mart")
@@ -54,15 +55,21 @@ class MethodConfig:
     lambda1: float | None = None  # aaer: of the share of abnormal examples
     lambda2: float | None = None  # aaer: of their variation in cross-entropy; changes no gradient
     lambda3: float | None = None  # aaer: of their variation in logits
+    options: dict[str, Any] = field(default_factory=dict)  # a plugin's own: +method.options.NAME=VALUE
 
     def check(self, where: str) -> None:
-        one_of(f"{where}.name", self.name, tuple(OPTIONS))
-        own = OPTIONS[self.name]
+        others = plugins.installed("method")
+        one_of(f"{where}.name", self.name, (*OPTIONS, *others))
+        require(
+            not self.options or self.name in others,
+            f"{where}.options are for a plugin's method, which {self.name} is not: leave them out.",
+        )
+        own = OPTIONS.get(self.name, ())
         for entry in fields(self):
             value = getattr(self, entry.name)
             known = f"it has {', '.join(own)}" if own else "it has no options"
             require(
-                entry.name in ("name", *own) or value is None,
+                entry.name in ("name", "options", *own) or value is None,
                 f"{where}.{entry.name}={value} is no option of {where}={self.name}: {known}.",
             )
             if isinstance(value, int | float):
@@ -105,6 +112,8 @@ def resolved(method: MethodConfig, family: str) -> dict[str, Any]:
         method: checked.
         family: of the network; MART's published β depends on it.
     """
+    if method.name not in OPTIONS:
+        return dict(method.options)
     own = {name: getattr(method, name) for name in OPTIONS[method.name]}
     loss = method.base or method.name
     beta = (_BETA_ON_WRN if family.startswith("wrn") else _BETA).get(loss)

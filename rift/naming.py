@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rift import plugins
 from rift.config import Config
 from rift.models import network_name
 
@@ -25,3 +26,9 @@ def method_name(config: Config) -> str:
 def job_name(config: Config) -> str:
     """How people call a job: `resnet18-cifar10-pgd_at-s0`."""
     return f"{model_name(config)}-{config.dataset.name}-{method_name(config)}-s{config.seed}"
+
+
+def chosen_plugins(config: Config) -> dict[str, dict[str, str]]:
+    """Package, version and digest of what other packages contribute to a run, by group."""
+    chosen = {"model": config.model.family, "method": config.method.name, "dataset": config.dataset.name}
+    return plugins.identities({**chosen, "attack": config.attack.plugin or ""})

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rift import plugins
 from rift.assembly import make_attack, make_method, normalisation
 from rift.config import Config
 from rift.initial_weights import InitialWeights, initial_weights
@@ -125,10 +126,15 @@ class Pipeline:
                 "width": model.width or own_width(model.family),
                 "pretrained": model.pretrained,
                 "checkpoint": digest,
+                **self._plugin("model", model.family, model.options),
             },
             "data": dataset.identity,
             "normalisation": [list(values) for values in normalisation(config)],
-            "method": {"name": config.method.name, **resolved(config.method, model.family)},
+            "method": {
+                "name": config.method.name,
+                **resolved(config.method, model.family),
+                **self._plugin("method", config.method.name, config.method.options),
+            },
             "attack": asdict(self.method.attack(self.attack)),
             "options": _without(asdict(options), "select"),
             "augmentation": augmentation,
@@ -279,6 +285,12 @@ class Pipeline:
     def _augmentation(self, padding_mode: str) -> dict[str, Any]:
         data = self.config.dataset
         return {"padding": data.padding, "padding_mode": padding_mode, "flip": data.flip}
+
+    @staticmethod
+    def _plugin(group: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What of another package decides a result; nothing for what is rift's own."""
+        about = plugins.identity(group, name)
+        return {"plugin": {**dict(about), "options": dict(options)}} if about else {}
 
     def _selection(self) -> dict[str, Any]:
         """What decides an accuracy that something is chosen by."""

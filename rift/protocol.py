@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from rift.conf_files import CONF, flat
 from rift.config import Config
-from rift.method_options import resolved
+from rift.method_options import OPTIONS, resolved
 from rift.stage_options import BY_CHANCE, BY_CRITICALITY
 
 # What the paper says (Sec. 3.3, 5.1), option by option. Where it says nothing, the published code's value.
@@ -124,6 +124,8 @@ def _method_differences(config: Config) -> list[tuple[str, str]]:
     """The method's options whose values are not the published ones; the variant is in its name."""
     method, family = config.method, config.model.family
     ours = resolved(method, family)
+    if method.name not in OPTIONS:  # another package's: what is published of it, nobody knows here
+        return [(f"method.options.{name}", str(value)) for name, value in ours.items()]
     defaults = OmegaConf.load(CONF / "method" / f"{method.name}.yaml")
     theirs = resolved(replace(method, **{name: defaults[name] for name in _tunable(ours)}), family)
     return [

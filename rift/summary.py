@@ -10,7 +10,7 @@ from rift.assembly import make_attack
 from rift.comparison import mcnemar, paired_bootstrap
 from rift.conf_files import flat
 from rift.config import Config
-from rift.naming import method_name, model_name
+from rift.naming import chosen_plugins, method_name, model_name
 from rift.pipeline import Pipeline
 from rift.protocol import departures, differences, method_notes, selection_notes
 from rift.provenance import provenance
@@ -37,6 +37,7 @@ def make_summary(
             "epsilon_value": attack.epsilon,
             "restarts": config.stage.evaluate.restarts,
         },
+        **({"plugins": others} if (others := chosen_plugins(config)) else {}),
         "alpha_tolerance": config.stage.interpolate.tolerance,
         "differences": differences(config),
         "notes": list(

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from rift.errors import UserError
 from rift.models import MODELS, build_model, network_name, scannable_modules, timm_models
+from rift.models.normalisation import normalise_first
 from rift.models.registry import own_width
 from rift.models.silu_wide_resnet import SiluWideResNet
 from rift.models.wide_resnet import WideResNet, wide_resnet
@@ -352,3 +353,11 @@ def test_published_weights_out_of_reach_are_asked_for_once(monkeypatch, tmp_path
         build("timm", timm_name="resnet18", pretrained=True)
     assert len(asked) == 1
     timm_models._answers.cache_clear()
+
+
+def test_a_plain_sequence_is_normalised_once():
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    images = torch.rand(2, 1, 2, 2)
+    expected = layers((images - 0.5) / 0.25)
+    assert torch.equal(normalise_first(layers, [0.5], [0.25], 1)(images), expected)
+    assert torch.equal(copy.deepcopy(layers)(images), expected)

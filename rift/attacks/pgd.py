@@ -48,6 +48,17 @@ class Attack:
     start_std: float | None = None
     project: bool = True
 
+    def craft(
+        self,
+        network: Callable[[Tensor], Tensor],
+        images: Tensor,
+        target: Tensor,
+        start: Tensor,
+        objective: Objective,
+    ) -> Tensor | None:
+        """Another package's attack in place of PGD; None where it is PGD."""
+        return None
+
     @property
     def name(self) -> str:
         """What people call it: `pgd10`; without a random start `bim10`, or `fgsm` if it is one full step."""
@@ -130,6 +141,8 @@ def pgd(
     Returns:
         Tensor like `images`, in [0, 1] and, unless the attack does not project, within epsilon of them.
     """
+    if (crafted := attack.craft(network, images, target, start, objective)) is not None:
+        return _projected(crafted.detach(), images, attack)
     if attack.norm == "linf":
         # Ball and box are one box: its bounds are computed once.
         reach = attack.epsilon if attack.project else 1.0
@@ -159,6 +172,14 @@ def pgd(
             best, _ = _better(x, objective(network(x).float(), target), best, best_loss)
         return best
     return x.detach()
+
+
+def _projected(x: Tensor, images: Tensor, attack: Attack) -> Tensor:
+    """The points, moved into the ball and into [0, 1] where they are not."""
+    if attack.norm == "linf":
+        lower, upper = images - attack.epsilon, images + attack.epsilon
+        return torch.clamp(x, lower, upper).clamp_(0, 1)
+    return (images + _into_l2_ball(x - images, attack.epsilon)).clamp_(0, 1)
 
 
 def _better(x: Tensor, losses: Tensor, best: Tensor, best_loss: Tensor | None) -> tuple[Tensor, Tensor]:

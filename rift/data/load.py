@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rift import plugins
 from rift.data.checks import check_source
 from rift.data.cifar import read_cifar10, read_cifar100
 from rift.data.digits import read_digits
@@ -44,6 +45,7 @@ def load_dataset(
     image_size: int | None = None,
     cache: str | Path | None = None,
     at_least_per_class: int = 0,
+    plugin_options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Reads and checks a data set; its tensors are on the CPU.
 
@@ -60,6 +62,7 @@ def load_dataset(
         image_size: side in pixels to resize and crop to, for `image_folder` only.
         cache: folder for decoded images; `<root>/.rift-cache` if None.
         at_least_per_class: limits that would leave fewer images of each class on average are raised.
+        plugin_options: of another package's reader, its own keyword arguments.
 
     Returns:
         The data set. Its `identity` holds `name`, `shape`, `classes`, `counts` of each split, `sha256` of the
@@ -69,14 +72,19 @@ def load_dataset(
     Raises:
         UserError: unknown name, missing or damaged files, or options that do not fit the set.
     """
-    if name not in DATASETS:
-        raise UserError(f"unknown dataset '{name}': {choose_from(name, DATASETS)}.")
+    others = plugins.installed("dataset")
+    if name not in (*DATASETS, *others):
+        raise UserError(f"unknown dataset '{name}': {choose_from(name, [*DATASETS, *others])}.")
     if not 0.0 <= holdout_fraction < 1.0:
         raise UserError(f"dataset.holdout_fraction={holdout_fraction:g} must be at least 0 and below 1.")
     root = Path(root).expanduser()
     cache = root / ".rift-cache" if cache is None else Path(cache).expanduser()
 
-    source = DATASETS[name](root, download=download, image_size=image_size, cache=cache)
+    reader, own = DATASETS.get(name), {}
+    if reader is None:
+        own = plugins.with_options("dataset", name, plugin_options or {}, ("download", "image_size", "cache"))
+        reader = plugins.load("dataset", name)
+    source = reader(root, download=download, image_size=image_size, cache=cache, **own)
     check_source(name, source)
     channels, height, width = source.train.images.shape[1:]
     if image_size is not None and (height, width) != (image_size, image_size):
@@ -103,6 +111,8 @@ def load_dataset(
         "sha256": sums,
         "holdout": None,
     }
+    if about := plugins.identity("dataset", name):
+        identity["plugin"] = {**dict(about), "options": own}
     if holdout is not None:
         identity["holdout"] = {
             "fraction": holdout_fraction,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rift import plugins
+from rift.errors import UserError
 from rift.methods.aaer import aaer
 from rift.methods.awp import awp
 from rift.methods.mart import mart
@@ -28,10 +30,18 @@ def make_method(name: str, options: dict[str, Any], label_smoothing: float = 0.0
     """A method by its name.
 
     Args:
-        name: in `METHODS`, or `awp`, which needs `base` and the base's options among its own.
+        name: in `METHODS`, or `awp`, which needs `base` and the base's options among its own, or a plugin's.
         options: exactly those of the method, see its file.
         label_smoothing: of every method's classification loss.
     """
+    if name not in (*METHODS, "awp"):
+        chosen = plugins.with_options("method", name, options, ("label_smoothing",))
+        method = plugins.load("method", name)(**chosen, label_smoothing=label_smoothing)
+        if not isinstance(method, Method):
+            raise UserError(
+                f"method={name} made a {type(method).__name__}: it has to be a rift.methods.Method."
+            )
+        return method
     if name != "awp":
         return METHODS[name](**options, label_smoothing=label_smoothing)
     own = {option: options[option] for option in ("gamma", "warmup")}

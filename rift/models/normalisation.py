@@ -43,7 +43,12 @@ class Normalize(nn.Module):
 @functools.cache
 def _normalised_class(backbone: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return backbone.forward(self, self.normalize(x))
+        x = self.normalize(x)
+        if backbone.forward is not nn.Sequential.forward:
+            return backbone.forward(self, x)
+        for name, module in self.named_children():  # it would call the normalisation once more, at its end
+            x = x if name == "normalize" else module(x)
+        return x
 
     def reduce(self: nn.Module, protocol: int) -> tuple[Callable[..., nn.Module], tuple[Any, ...], Any]:
         # A class made at run time cannot be found by name; copies and pickles name its parent instead.

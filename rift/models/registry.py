@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
+from rift import plugins
 from rift.errors import UserError, choose_from
 from rift.models.normalisation import normalise_first
 from rift.models.preact_resnet import preact_resnet
@@ -32,6 +34,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn_silu_70_16": partial(silu_wide_resnet, depth=70, width=16),
     "timm": timm_model,
 }
+
+# What a builder of another package is given besides its own options.
+_GIVEN = ("num_classes", "in_channels", "image_size", "width", "timm_name", "pretrained")
 
 
 def network_name(family: str, *, timm_name: str | None, width: int | None, pretrained: bool) -> str:
@@ -68,6 +73,7 @@ def build_model(
     width: int | None = None,
     timm_name: str | None = None,
     pretrained: bool = False,
+    plugin_options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Builds a network on the CPU, in train mode, whose first layer normalises.
 
@@ -82,6 +88,7 @@ def build_model(
             network's own (64, 16 for `resnet_small`, 10 for `wrn34_10`, 16 for `wrn70_16`).
         timm_name: the network if `name` is "timm".
         pretrained: start from timm's published weights; only if `name` is "timm".
+        plugin_options: of another package's network, its own keyword arguments.
 
     Returns:
         A network that takes float images (N, C, H, W) in [0, 1] and gives logits (N, num_classes). The names
@@ -91,19 +98,43 @@ def build_model(
     Raises:
         UserError: unknown name, or an option that the network does not have or cannot fulfil.
     """
-    if name not in MODELS:
+    builder = MODELS.get(name)
+    if name in plugins.installed("model"):
+        chosen = plugins.with_options("model", name, plugin_options or {}, _GIVEN)
+        builder = partial(plugins.load("model", name), **chosen)
+    if builder is None:
         if timm.is_model(name):
             raise UserError(
                 f"Unknown model '{name}': it is one of timm's, so give model=timm model.name={name}."
             )
-        raise UserError(f"Unknown model '{name}': {choose_from(name, MODELS)}.")
+        known = [*MODELS, *plugins.installed("model")]
+        raise UserError(f"Unknown model '{name}': {choose_from(name, known)}.")
     if num_classes < 2:
         raise UserError(f"A classifier needs two classes or more, not {num_classes}: check the data set.")
     options = {"image_size": image_size, "width": width, "timm_name": timm_name, "pretrained": pretrained}
-    backbone = MODELS[name](
-        num_classes=num_classes, in_channels=in_channels, **_options_of(name, MODELS[name], options)
+    backbone = builder(
+        num_classes=num_classes, in_channels=in_channels, **_options_of(name, builder, options)
     )
-    return normalise_first(backbone, mean, std, in_channels)
+    network = normalise_first(backbone, mean, std, in_channels)
+    if name in plugins.installed("model"):
+        _try(name, network, (2, in_channels, image_size, image_size), num_classes)
+    return network
+
+
+@torch.no_grad()
+def _try(name: str, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
+    """Raises `UserError` if somebody's network gives no logits for our images; leaves its mode as it is."""
+    mode = network.training
+    try:
+        logits = network.eval()(torch.zeros(shape))
+    except Exception as error:  # it fails in any way it likes
+        raise UserError(f"model={name} does not take images of {shape[1:]} ({error}).") from error
+    network.train(mode)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (shape[0], num_classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            f"model={name} gives {found} for {shape[0]} images of {num_classes} classes: mend it."
+        )
 
 
 def _options_of(name: str, builder: Callable[..., nn.Module], options: dict[str, Any]) -> dict[str, Any]:
