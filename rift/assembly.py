@@ -14,6 +14,7 @@ from rift.attacks import Attack
 from rift.attacks.plugin import GIVEN, PluginAttack
 from rift.config import AttackConfig, Config
 from rift.data import SHAPES, load_dataset
+from rift.errors import UserError
 from rift.limits import number
 from rift.method_options import resolved
 from rift.methods import Method
@@ -25,6 +26,7 @@ from rift.runtime import (
     Runtime,
     choose_device,
     choose_precision,
+    distributed,
     row_major_is_faster,
     seed_everything,
     set_global_switches,
@@ -54,7 +56,13 @@ def make_attack(config: AttackConfig) -> Attack:
 def make_method(config: Config) -> Method:
     """The training method, with the official code's values where none were given."""
     options = resolved(config.method, config.model.family)
-    return method_by_name(config.method.name, options, config.stage.at.label_smoothing)
+    method = method_by_name(config.method.name, options, config.stage.at.label_smoothing)
+    if not method.of_single_images and "at" in config.stage.run and distributed.active():
+        raise UserError(
+            f"method={config.method.name} compares the images of a whole batch with each other, so several "
+            "processes cannot share it out: train with it in one."
+        )
+    return method
 
 
 def make_runtime(config: Config) -> Runtime:
@@ -129,7 +137,8 @@ def make_session(config: Config, runtime: Runtime) -> Session:
     data = config.dataset
     if data.name in SHAPES:
         check_plan(config, new_network(config, runtime, *SHAPES[data.name]))
-    dataset = load_dataset(
+    read = partial(
+        load_dataset,
         data.name,
         root=data.root,
         download=data.download,
@@ -143,11 +152,13 @@ def make_session(config: Config, runtime: Runtime) -> Session:
         cache=data.cache,
         at_least_per_class=2 if config.smoke else 0,
         plugin_options=data.options,
-    ).to(runtime.device)
+    )
+    dataset = distributed.writer_first(read).to(runtime.device)
     make = partial(new_network, config, runtime, dataset.shape, dataset.num_classes)
     network = make()
     if data.name not in SHAPES:
         check_plan(config, network)
     check_data(config, dataset, network)
-    check_room(Path(config.output), network, config)
+    if distributed.is_writer():
+        check_room(Path(config.output), network, config)
     return Session(dataset, runtime, config.seed, make)

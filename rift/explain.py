@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_type_hints
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from rift import torchrun
 from rift.config import Config
 from rift.errors import UserError, choose_from, printable, shown
 
@@ -86,7 +87,15 @@ def explain(error: Exception) -> str:
 
 
 def leave(error: Exception) -> NoReturn:
-    """Ends the process for a user's mistake, which is said in one sentence on standard error."""
+    """Ends the process for a user's mistake, which is said in one sentence on standard error.
+
+    Of several processes that of the first to fail.
+    """
+    if torchrun.several():
+        from rift.runtime import distributed  # only now: torch takes seconds to import
+
+        if not distributed.first_to_fail(explain(error)):
+            sys.exit(MISTAKE)
     print(f"rift: error: {printable(explain(error))}", file=sys.stderr)
     sys.exit(MISTAKE)
 

@@ -28,7 +28,7 @@ from rift.naming import chosen_plugins
 from rift.pipeline import Pipeline
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
-from rift.runtime import Runtime, computes_bfloat16
+from rift.runtime import Runtime, computes_bfloat16, distributed
 from rift.stage_options import CHAIN
 from rift.store import Store, digest
 from rift.summary import final_numbers, job_about, make_summary
@@ -68,22 +68,28 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
         varied: what tells the job from the others of its sweep, for its name: `finetune.lr=0.01`.
 
     Returns:
-        The summary, as stored in the job's folder.
+        The summary, as stored in the job's folder; empty in a process that is not the writer.
 
     Raises:
         UserError: see `make_session` and `Pipeline.run`.
         OSError: the output folder cannot be written.
     """
-    _check_writable(Path(config.output))
+    if distributed.is_writer():
+        _check_writable(Path(config.output))
     runtime = make_runtime(config)
     session = make_session(config, runtime)
     pipeline = Pipeline(config, session, Store(Path(config.output) / "store"))
-    pipeline.rehearse()
     key, name = job_key(config, runtime), " ".join([pipeline.name, *varied])
+    seen = [key, session.dataset.identity, pipeline.checkpoint_digest, str(torch.__version__)]
+    distributed.require_same(seen, "options, images, checkpoint or version of torch")
+    pipeline.rehearse()
+    if not distributed.is_writer():
+        return _follow(pipeline)
     folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
     folder.mkdir(parents=True, exist_ok=True)
     about = job_about(config, pipeline.checkpoint_digest)
-    with _held(folder, about), _log_in(folder / "job.log"):
+    with _held(folder, about), _log_in(folder / "job.log"), distributed.common_fate(in_one_line):
+        distributed.from_writer(lambda: None)  # the others wait for the lock
         save_json(folder / "config.json", asdict(config))
         _announce(config, folder, pipeline)
         tracker = open_tracker(
@@ -101,10 +107,19 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
         )
         with ended(tracker):
             pipeline.run(tracker)
-            summary = make_summary(config, pipeline, name, key, overrides)
-            save_json(folder / "summary.json", summary)
-            _report(folder, tracker, summary)
+            with distributed.alone():
+                summary = make_summary(config, pipeline, name, key, overrides)
+                save_json(folder / "summary.json", summary)
+                _report(folder, tracker, summary)
     return summary
+
+
+def _follow(pipeline: Pipeline) -> dict[str, Any]:
+    """What a process does that is not the writer: its share, and nothing else."""
+    with distributed.common_fate(in_one_line):
+        distributed.from_writer(lambda: None)
+        pipeline.run(Tracker())
+    return {}
 
 
 def _check_writable(output: Path) -> None:

@@ -13,12 +13,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rift import launchers, signals, sweep
+from rift import launchers, signals, sweep, torchrun
 from rift.command_line import GROUPS, check_arguments, check_working_folder
 from rift.conf_files import CONF
 from rift.config import register_plugins, to_config
 from rift.errors import JobFailed, UserError
-from rift.explain import EXPECTED, SOME_FAILED, exit_code, leave
+from rift.explain import EXPECTED, SOME_FAILED, exit_code, in_one_line, leave
 from rift.progress import set_up_logging
 from rift.streams import prepare_streams
 
@@ -60,9 +60,11 @@ _by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name="c
 def _run(composed: DictConfig) -> float | None:
     config = to_config(composed)
     from rift.job import run_job  # only now: torch takes seconds to import
+    from rift.runtime import distributed
 
     overrides = list(HydraConfig.get().overrides.task)
-    summary = run_job(config, _typed(overrides), sweep.varied(overrides))
+    with distributed.common_fate(in_one_line):
+        summary = run_job(config, _typed(overrides), sweep.varied(overrides))
     return summary.get("rift", summary.get("at", {})).get("clean_accuracy")
 
 
@@ -112,18 +114,21 @@ def main() -> None:
     os.environ.pop(sweep.VARIABLE, None)
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     try:
+        if torchrun.several():
+            _join_the_others()
         register_plugins()
         sys.argv[1:] = _in_order(sys.argv[1:])
         check_arguments(sys.argv[1:])
         check_working_folder()
         launchers.register()
-        signals.install()
+        signals.install(patient=torchrun.several())
         try:
             _by_hydra()
         finally:
             complete = sweep.finish()
     except KeyboardInterrupt as stop:
-        print("\nrift: stopped; the same command goes on from here", file=sys.stderr)
+        if torchrun.is_writer():
+            print("\nrift: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(exit_code(stop))
     except JobFailed:
         complete = False
@@ -131,3 +136,18 @@ def main() -> None:
         leave(error)
     if not complete:
         sys.exit(SOME_FAILED)
+    if torchrun.several():
+        from rift.runtime import distributed
+
+        distributed.finish()
+
+
+def _join_the_others() -> None:
+    """One of several processes that torchrun has started."""
+    if not torchrun.is_writer():
+        warnings.simplefilter("ignore")  # one speaks
+    from rift.runtime import distributed  # only now: see _run
+
+    distributed.start()
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise UserError("-m runs many jobs, and torchrun is for one: give it one job at a time.")

@@ -23,6 +23,7 @@ from rift.method_options import resolved
 from rift.models import own_width
 from rift.naming import job_name
 from rift.runner import Runner
+from rift.runtime import distributed
 from rift.stage_options import BY_CRITICALITY
 from rift.stages import (
     Session,
@@ -280,7 +281,7 @@ class Pipeline:
     @cached_property
     def _measurements(self) -> list[Measurement]:
         """Opened once, which checks their images."""
-        return measurements(self.config, self.session)
+        return distributed.writer_first(lambda: measurements(self.config, self.session))
 
     def _augmentation(self, padding_mode: str) -> dict[str, Any]:
         data = self.config.dataset

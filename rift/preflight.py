@@ -12,7 +12,7 @@ from rift.config import Config
 from rift.data import Dataset
 from rift.errors import UserError
 from rift.models import scannable_modules
-from rift.runtime import borrowed
+from rift.runtime import borrowed, distributed
 from rift.stage_options import BY_CRITICALITY, MRCConfig, TrainingConfig
 from rift.stages import choose_modules
 from rift.stages.mrc_scan import check_part
@@ -77,6 +77,11 @@ def check_data(config: Config, dataset: Dataset, network: nn.Module) -> None:
             )
         moving = name == "at" or config.stage.finetune.batchnorm == "train"
         last = len(dataset.train) % options.batch_size or options.batch_size
+        if last < distributed.world_size():
+            raise UserError(
+                f"stage.{name}.batch_size={options.batch_size} leaves a last batch of {last} of the "
+                f"{len(dataset.train)} training images, fewer than there are processes: take another one."
+            )
         if moving and last == 1 and not _learns_from_one_image(network, dataset.train.images[:1] / 255):
             raise UserError(
                 f"stage.{name}.batch_size={options.batch_size} leaves a last batch of one of the "

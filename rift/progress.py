@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from rift import signals
+from rift import signals, torchrun
 from rift.streams import prepare_streams
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ class Meter:
             Stopped: somebody wants the process to stop.
         """
         signals.check()
+        self.count(units)
+
+    def count(self, units: int) -> None:
+        """As `advance`, for work that asks by itself whether it is to stop."""
         self.done += units
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, units)
@@ -110,7 +114,10 @@ def set_up_logging(label: str = "", bars: bool = True) -> None:
     root.handlers.clear()
     root.setLevel(logging.INFO)
     root.propagate = False
-    _shared, _bars = make_console(), bars
+    _shared, _bars = make_console(), bars and torchrun.is_writer()
+    if not torchrun.is_writer():  # of several processes one speaks
+        root.addHandler(logging.NullHandler())
+        return
     mark = f"[{label}] " if label else ""
     handler: logging.Handler
     if _shared.is_terminal and bars:

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rift import torchrun
+
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "safetensors")
 OPTIONAL = ("pyautoattack",)
 
@@ -48,9 +50,13 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """`python -m rift …` as it was typed: the quotes that make a choice a word for Hydra are ours."""
+    """`python -m rift …` as it was typed: the quotes that make a choice a word for Hydra are ours.
+
+    Of several processes it is torchrun's; its options are those that say how many.
+    """
     typed = [re.sub(r'^([\w@/]+=)"(\w+)"$', r"\1\2", argument) for argument in sys.argv[1:]]
-    return shlex.join([Path(sys.executable).name, "-m", "rift", *typed])
+    began = torchrun.command() if torchrun.several() else [Path(sys.executable).name]
+    return shlex.join([*began, "-m", "rift", *typed])
 
 
 def made_elsewhere(result: Mapping[str, Any], device: str) -> str | None:
@@ -81,5 +87,6 @@ def provenance() -> dict[str, object]:
         "dirty": bool(status) if status is not None else None,
         "versions": versions(),
         "platform": platform.platform(),
+        "world_size": torchrun.world_size() if torchrun.several() else 1,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -12,6 +12,7 @@ from typing import Any
 from rift.conf_files import flat
 from rift.errors import UserError
 from rift.provenance import made_elsewhere, provenance
+from rift.runtime import distributed
 from rift.stages import Session
 from rift.store import StageFolder, Store
 from rift.tracking import AXES, Tracker
@@ -134,13 +135,14 @@ class Runner:
             with suppress(Exception):  # what went wrong first is what is told
                 folder.settle()  # before another job may take the folder
             raise
+        fallbacks = dict.fromkeys(note for notes in distributed.gather(runtime.fallbacks) for note in notes)
         folder.finish(
             {
                 **result,
                 "seed": self.session.seed,
                 "data": self.session.dataset.identity,
                 "device": runtime.describe(),
-                "fallbacks": list(runtime.fallbacks),
+                "fallbacks": list(fallbacks),
                 "seconds": time.monotonic() - began,
                 "resumed": folder.resumed,
                 **provenance(),

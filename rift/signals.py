@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 
+from rift import torchrun
+
 log = logging.getLogger(__name__)
 
 GRACE = 8.0  # seconds after which nobody waits for the end of a step; clusters give ten or more
@@ -56,9 +58,15 @@ def install(more: Iterable[int] = (), *, patient: bool = False) -> None:
             signal.signal(number, _first)
 
 
-def requested() -> bool:
-    """Whether somebody wants the process to stop."""
-    return _requested is not None
+def number() -> int:
+    """The signal by which somebody wants the process to stop; 0 if nobody does."""
+    return _requested or 0
+
+
+def request(number: int) -> None:
+    """As if the signal had come; one that has come stays. Of several processes all stop if one is to."""
+    global _requested
+    _requested = _requested or number
 
 
 def check() -> None:
@@ -75,6 +83,8 @@ def _first(number: int, frame: FrameType | None) -> None:
         signal.signal(other, _after_the_first)
     signal.signal(signal.SIGALRM, _late)
     signal.setitimer(signal.ITIMER_REAL, GRACE)
+    if torchrun.several():  # it may only mean that another process has failed
+        return
     # Not through logging, whose lock the interrupted code may hold.
     once_more = "; once more stops at once" if _after_the_first is _second else ""
     _say(f"rift: {signal.Signals(number).name}: stopping after this step{once_more}")

@@ -8,6 +8,8 @@
     resume.safetensors   while the stage runs: where to go on (resume.before.safetensors: the point before)
     manifest.json     SHA-256 of every file, written last: the mark of completion
 
+Of several processes one, the writer, reads and writes the files; the others ask it (`runtime.distributed`).
+
 `python -m rift.store` joins and checks such folders: see `rift.store_command`.
 """
 
@@ -20,7 +22,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from rift.checkpoint import file_digest, load_tensors, save_json, save_tensors, 
 from rift.errors import UserError, shown
 from rift.locks import held, holder_named
 from rift.resume_point import BEFORE, RESUME, drop_resume_points, read_resume_point, write_resume_point
+from rift.runtime import distributed
 from rift.saving import BackgroundSaver
 
 log = logging.getLogger(__name__)
@@ -83,16 +86,22 @@ class StageFolder:
     @property
     def finished(self) -> bool:
         """Whether the completion mark is there."""
-        return (self.path / MANIFEST).is_file()
+        return distributed.from_writer((self.path / MANIFEST).is_file)
 
     @property
     def begun(self) -> bool:
         """Whether somebody has worked on it before."""
-        return (self.path / "options.json").is_file()
+        return distributed.from_writer((self.path / "options.json").is_file)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Waits until no other job works on this folder, then holds it."""
+        with self._held() if distributed.is_writer() else nullcontext():
+            distributed.from_writer(lambda: None)  # the others wait for it here
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
         holder = lock_of(self.path).with_suffix(".holder")
 
@@ -115,6 +124,8 @@ class StageFolder:
         Raises:
             UserError: the folder holds something else, or is damaged.
         """
+        if not distributed.is_writer():
+            return
         stored = self.path / "options.json"
         if stored.is_file():
             try:
@@ -129,6 +140,8 @@ class StageFolder:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result, sets the completion mark, and only then drops the resume point."""
+        if not distributed.is_writer():
+            return
         self.settle()
         save_json(self.path / "result.json", dict(result))
         self._write_rows()
@@ -138,7 +151,8 @@ class StageFolder:
 
     def tidy(self) -> None:
         """Removes what a kill at the very end has left beside a finished result."""
-        drop_resume_points(self.path)
+        if distributed.is_writer():
+            drop_resume_points(self.path)
 
     def _contents(self) -> Iterator[Path]:
         passing = (MANIFEST, RESUME, BEFORE)
@@ -152,6 +166,8 @@ class StageFolder:
         Raises:
             UserError: a file is missing or differs, or the manifest does not vouch for it.
         """
+        if not distributed.is_writer():
+            return
         try:
             files = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["files"]
             damaged = [
@@ -174,15 +190,19 @@ class StageFolder:
 
     def result(self) -> dict[str, Any]:
         """The finished stage's result."""
-        return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        path = self.path / "result.json"
+        return distributed.from_writer(lambda: json.loads(path.read_text(encoding="utf-8")))
 
     def save(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> None:
         """Writes `<name>.safetensors`."""
-        save_tensors(self.path / f"{name}.safetensors", tensors, note)
+        if distributed.is_writer():
+            save_tensors(self.path / f"{name}.safetensors", tensors, note)
 
     def load(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Reads `<name>.safetensors`."""
-        return load_tensors(self.path / f"{name}.safetensors", device)[0]
+        path = self.path / f"{name}.safetensors"
+        tensors, _ = distributed.tensors_from_writer(lambda: load_tensors(path, device), device)
+        return tensors
 
     # -- metrics ---------------------------------------------------------------------------------
 
@@ -190,6 +210,8 @@ class StageFolder:
         """Appends one line to the metrics, and tells `on_row`."""
         self._rows.append(dict(row))
         self.on_row(row)
+        if not distributed.is_writer():
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -197,10 +219,13 @@ class StageFolder:
         """The metrics so far; of a finished folder, all of them."""
         if self._rows or not self.finished:
             return list(self._rows)
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        path = self.path / "metrics.jsonl"
+        lines = distributed.from_writer(lambda: path.read_text(encoding="utf-8").splitlines())
         return [json.loads(line) for line in lines]
 
     def _write_rows(self) -> None:
+        if not distributed.is_writer():
+            return
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self._rows)
         write_atomically(
             self.path / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8")
@@ -210,7 +235,8 @@ class StageFolder:
 
     def save_resume_point(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """Replaces the resume point, in the background; the metrics so far are part of it."""
-        self._saver.save(self.path / RESUME, tensors, {"note": dict(note), "rows": list(self._rows)})
+        if distributed.is_writer():
+            self._saver.save(self.path / RESUME, tensors, {"note": dict(note), "rows": list(self._rows)})
 
     def settle(self) -> None:
         """Until the last resume point is durable.
@@ -225,7 +251,7 @@ class StageFolder:
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last resume point, or None; lines written after it are taken back."""
         self._rows = []
-        found = read_resume_point(self.path, device)
+        found = distributed.tensors_from_writer(lambda: read_resume_point(self.path, device), device)
         if found is not None:
             tensors, note = found
             self._rows = note["rows"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rift.errors import UserError
+from rift.runtime import distributed
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -73,6 +74,8 @@ def auto_attack(
 ) -> Iterator[tuple[str, int]]:
     """Attacks what is still robust, one attack after the other; yields after each batch.
 
+    Of several processes each attacks a batch at a time, those that one process would cut.
+
     Args:
         network: in eval mode, images (B, C, H, W) in [0, 1] to logits (B, K).
         images: (N, C, H, W) float32, on the network's device.
@@ -92,16 +95,20 @@ def auto_attack(
         name = attacks[state.attack]
         if state.targets is None:
             state.targets, state.done = state.robust.nonzero().squeeze(1), 0
-        while state.done < len(state.targets):
-            chosen = state.targets[state.done : state.done + batch_size]
+
+        def fooled(chosen: Tensor, name: str = name) -> Tensor:
             positions = chosen.to(images.device)
             survives = _survivors(network, images[positions], labels[positions], name, norm, epsilon, seed)
-            fooled = chosen[~survives.cpu()]
-            state.robust[fooled] = False
-            state.fooled_by[fooled] = state.attack + 1
-            state.done += len(chosen)
-            save(state)
-            yield name, len(chosen)
+            return chosen[~survives.cpu()]
+
+        while state.done < len(state.targets):
+            chosen = state.targets[state.done :].split(batch_size)[: distributed.world_size()]
+            for batch, fallen in zip(chosen, distributed.each(chosen, fooled), strict=True):
+                state.robust[fallen] = False
+                state.fooled_by[fallen] = state.attack + 1
+                state.done += len(batch)
+                save(state)
+                yield name, len(batch)
         state.attack, state.targets = state.attack + 1, None
         save(state)
 

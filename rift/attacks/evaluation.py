@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rift.attacks.pgd import Attack, pgd, random_start
 from rift.data import Split, batches
+from rift.runtime import distributed
 
 Network = Callable[[Tensor], Tensor]
 Craft = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -52,11 +53,12 @@ class Verdicts:
 @torch.no_grad()
 def correct(network: Network, split: Split, batch_size: int, channels_last: bool = False) -> Tensor:
     """Which images of `split` the network classifies rightly, (N,) bool on the split's device."""
-    parts = [
-        network(batch.images).argmax(dim=1) == batch.labels
-        for batch in batches(split, batch_size, channels_last=channels_last)
-    ]
-    return torch.cat(parts)
+    right = torch.zeros(len(split), dtype=torch.bool, device=split.device)
+    parts = right.split(batch_size)
+    for number, batch in enumerate(batches(split, batch_size, channels_last=channels_last)):
+        if distributed.mine(number):
+            parts[number].copy_(network(batch.images).argmax(dim=1) == batch.labels)
+    return distributed.merged(right)
 
 
 def robust_verdicts(
@@ -78,7 +80,8 @@ def robust_verdicts(
     Work that cannot change the answer is left out: images that are wrong without an attack are never
     attacked, and unless `exact_runs`, neither are those that an earlier run fooled. What remains is
     packed into full batches again. Random starts depend on (seed, run, image) alone, so they are the
-    same for every network and for every way of cutting batches.
+    same for every network and for every way of cutting batches. Several processes share the batches out as
+    they are, so that each image has the neighbours, and so the last bits, that it has in one.
 
     Args:
         network: images to logits in float32, eval mode; it gives the verdicts.
@@ -105,8 +108,12 @@ def robust_verdicts(
         positions = alive.nonzero().squeeze(1)
         advance(len(split) - len(positions))
         key = ("evaluation start", seed, run)
-        done = 0
-        for batch in batches(split.subset(positions), batch_size, channels_last=channels_last):
+        robust[run, positions] = False
+        passes = batches(split.subset(positions), batch_size, channels_last=channels_last)
+        for number, (part, batch) in enumerate(zip(positions.split(batch_size), passes, strict=False)):
+            if not distributed.mine(number):
+                advance(len(part))
+                continue
             start = (
                 random_start(batch.images, batch.indices, key, attack)
                 if attack.random_start
@@ -115,9 +122,9 @@ def robust_verdicts(
             adversarial = craft(batch.images, batch.labels, start)
             with torch.no_grad():
                 survives = network(adversarial).argmax(dim=1) == batch.labels
-            robust[run, positions[done : done + len(survives)]] = survives
-            done += len(survives)
-            advance(len(survives))
+            robust[run, part] = survives
+            advance(len(part))
+        robust[run] = distributed.merged(robust[run])
         if not exact_runs:
             # A skipped image counts as fooled in the later runs too.
             robust[run] &= alive

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rift.attacks.pgd import Attack, pgd, random_start
 from rift.data import Split, as_floats, batches
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime
+from rift.runtime import CraftingNetwork, Runtime, distributed
 
 
 def adversarial_images(
@@ -22,7 +22,7 @@ def adversarial_images(
     label: str = "attack",
     checked: int = 8,
 ) -> Tensor:
-    """PGD on every image of a split, in the split's order.
+    """PGD on every image of a split, in the split's order. Several processes share the batches out.
 
     Args:
         network: what is attacked, on the runtime's device, in eval mode; left as it is.
@@ -43,9 +43,14 @@ def adversarial_images(
     craft = runtime.filled(craft, len(split))
     parts = []
     with measured(label, len(split)) as meter:
-        for batch in batches(split, runtime.batch_size, channels_last=channels_last):
-            images, labels, indices = (tensor.to(runtime.device) for tensor in batch)
-            start = random_start(images, indices, key, attack) if attack.random_start else images
-            parts.append(craft(images, labels, start).to(split.device))
-            meter.advance(len(labels))
+        for number, batch in enumerate(batches(split, runtime.batch_size, channels_last=channels_last)):
+            found = batch.images  # those of other processes are filled in below
+            if distributed.mine(number):
+                images, labels, indices = (tensor.to(runtime.device) for tensor in batch)
+                start = random_start(images, indices, key, attack) if attack.random_start else images
+                found = craft(images, labels, start).to(split.device)
+            parts.append(found)
+            meter.advance(len(batch.labels))
+    for number, part in enumerate(parts):
+        distributed.handed_on(part, number % distributed.world_size())
     return torch.cat(parts)

@@ -40,6 +40,7 @@ def batches(
     flip: bool = False,
     channels_last: bool = False,
     skip: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """One pass over `split`, every image once; the last batch may be smaller.
 
@@ -53,6 +54,7 @@ def batches(
         flip: mirror every other image (at random) left to right.
         channels_last: memory format of the batches' images; the values are the same.
         skip: how many of the first batches are left out; the others are the same.
+        share: (r, n): of each batch the r-th of n parts alone, which differ by an image at most.
 
     Raises:
         UserError: unknown padding mode, or numbers that make no sense.
@@ -67,7 +69,7 @@ def batches(
         height, width = split.images.shape[2:]
         raise UserError(f"{height}×{width} images cannot be padded by {padding} reflected pixels: use fewer.")
     return _generate(
-        split, batch_size, epoch, seed, shuffle, padding, padding_mode, flip, channels_last, skip
+        split, batch_size, epoch, seed, shuffle, padding, padding_mode, flip, channels_last, skip, share
     )
 
 
@@ -82,6 +84,7 @@ def _generate(
     flip: bool,
     channels_last: bool,
     skip: int,
+    share: tuple[int, int],
 ) -> Iterator[Batch]:
     count, device = len(split), split.device
     order = permutation(("order", seed, epoch), count) if shuffle else torch.arange(count)
@@ -95,7 +98,8 @@ def _generate(
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     for start in range(skip * batch_size, count, batch_size):
-        part = slice(start, start + batch_size)
+        size, (rank, parts) = min(batch_size, count - start), share
+        part = slice(start + size * rank // parts, start + size * (rank + 1) // parts)
         if cropper is not None and corners is not None:
             pixels = cropper.crop(order[part], corners[part])
         elif shuffle:

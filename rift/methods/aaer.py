@@ -61,7 +61,7 @@ def aaer(
         return ce + share * (lambda2 * ce_variation + lambda3 * output_variation), logits
 
     attack = partial(single_step, start_radius=start_radius, step=step)
-    return Method(cross_entropy, loss, attack=attack, passes=4 / 3)
+    return Method(cross_entropy, loss, attack=attack, passes=4 / 3, of_single_images=False)
 
 
 def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:

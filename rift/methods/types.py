@@ -46,6 +46,7 @@ class Method:
         passes: of the training loss through the network, forward and backward, for the count of FLOPs.
         around_update: (network, a call that fills the gradients at the present weights, epoch from 0) ->
             the surroundings of gradient and update; adversarial weight perturbation lives there.
+        of_single_images: the loss is a mean over images, but for BatchNorm; then a batch can be shared out.
     """
 
     objective: Objective
@@ -56,3 +57,4 @@ class Method:
     around_update: Callable[[nn.Module, Callable[[], object], int], AbstractContextManager[None]] = (
         undisturbed
     )
+    of_single_images: bool = True

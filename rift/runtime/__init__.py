@@ -1,5 +1,6 @@
 """Device, precision, modes, and the fast forms of a network that the inner loops run through."""
 
+from rift.runtime import distributed
 from rift.runtime.crafting import CraftingNetwork
 from rift.runtime.device import Runtime, choose_device, choose_precision, computes_bfloat16
 from rift.runtime.graphs import gradient_pass, graphed
@@ -21,6 +22,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "computes_bfloat16",
+    "distributed",
     "gradient_pass",
     "graphed",
     "random_state",

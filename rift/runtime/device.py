@@ -14,7 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from rift import torchrun
 from rift.errors import UserError
+from rift.runtime import distributed
 from rift.runtime.full_batches import in_full_batches
 from rift.runtime.layout import overruns_in_channels_last
 
@@ -112,12 +114,18 @@ class Runtime:
         """Does work in batches of `batch_size`, and again in halves where the device has no room for them.
 
         Raises:
-            UserError: there is no room for a single image.
+            UserError: there is no room for a single image; of several processes, for a batch, since they all
+                have to cut the same ones.
         """
         while True:
             try:
                 return work()
             except torch.OutOfMemoryError as error:
+                if distributed.active():
+                    raise UserError(
+                        f"The device has no room for runtime.batch_size={self.batch_size} images: try "
+                        f"{max(1, self.batch_size // 2)}."
+                    ) from error
                 if self.batch_size == 1:
                     raise UserError("The device has no room for a single image.") from error
             # Outside the handler, which keeps the tensors of the failed attempt alive.
@@ -200,11 +208,26 @@ def for_one_shape(
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` takes the GPU if there is one.
+    """`auto` takes the GPU if there is one; of several processes on a machine each takes its own.
 
     Raises:
         UserError: a device that this machine does not have.
     """
+    device = _present_device(wanted)
+    if device.type != "cuda" or not torchrun.several():
+        return device
+    if device.index is not None:
+        raise UserError(
+            f"runtime.device={wanted} is one GPU, and torchrun gives each process its own: say "
+            "runtime.device=cuda, and CUDA_VISIBLE_DEVICES for which ones."
+        )
+    if torchrun.local_rank() >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"There are more processes than GPUs here: say torchrun --nproc-per-node={found}.")
+    return torch.device("cuda", torchrun.local_rank())
+
+
+def _present_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from rift.runtime import distributed
+from rift.runtime.data_parallel import in_parallel
 from rift.runtime.device import Runtime
 from rift.runtime.switches import untuned
 
@@ -58,7 +60,8 @@ def gradient_pass(loss: Loss, network: nn.Module, runtime: Runtime) -> Pass:
     """Forward and backward pass of a training step: fills the `grad` of the network's parameters anew.
 
     On a GPU both passes are one CUDA graph for batches of the form of the first one. The optimiser's step
-    stays outside, so that its rate can change.
+    stays outside, so that its rate can change. Several processes give each its share of a batch, and get the
+    gradients of the whole; their passes are neither compiled nor captured.
 
     Args:
         loss: of the network, which it is given, on inputs on the device.
@@ -68,6 +71,8 @@ def gradient_pass(loss: Loss, network: nn.Module, runtime: Runtime) -> Pass:
     Returns:
         A function of the inputs alone, with detached outputs that are good until the next call.
     """
+    if distributed.active():
+        return _PlainPass(in_parallel(loss, network, in_full), network, runtime)
     if runtime.device.type != "cuda" or not runtime.cuda_graphs:
         return _PlainPass(loss, network, runtime)
     return _GraphedPass(loss, network, runtime)
@@ -149,6 +154,11 @@ class _Graphed:
         self._graph = graph
 
 
+def in_full(logits: Tensor) -> Tensor:
+    """Logits in float32 whatever they were computed in, unless that was float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 class _PlainPass:
     def __init__(self, loss: Loss, network: nn.Module, runtime: Runtime) -> None:
         self._loss_of = loss
@@ -160,9 +170,7 @@ class _PlainPass:
         return self._plain(*inputs)
 
     def _in_full(self, images: Tensor) -> Tensor:
-        """In float32 whatever they were computed in, unless that was float64."""
-        logits = self._called(images)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return in_full(self._called(images))
 
     def _plain(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         for parameter in self._parameters:

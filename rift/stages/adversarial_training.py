@@ -15,7 +15,8 @@ from rift.attacks.evaluation import Craft
 from rift.data import batches
 from rift.methods import Method
 from rift.progress import measured
-from rift.runtime import CraftingNetwork, Runtime, borrowed, gradient_pass, graphed, untuned
+from rift.runtime import CraftingNetwork, Runtime, borrowed, distributed, gradient_pass, graphed, untuned
+from rift.runtime.data_parallel import synchronised_batchnorm
 from rift.runtime.throughput import at_flops, forward_flops, matmul_rate
 from rift.stage_options import ATConfig
 from rift.stages.collapse import collapse_notes, watch
@@ -159,6 +160,7 @@ def _epoch(
         shuffle=True,
         channels_last=runtime.channels_last_in(runtime.precision),
         skip=training.steps,
+        share=distributed.share(),
         **augmentation,
     )
     with measured(f"at {epoch + 1}/{training.epochs}", len(train)) as meter:
@@ -166,8 +168,8 @@ def _epoch(
             with training.step(batch_size):
                 loss, logits = update(images, labels, indices, epoch)
             training.end_step(loss, logits, labels)
-            meter.advance(len(labels))
-        loss_sum, correct = training.totals.tolist()  # the epoch's one synchronisation
+            meter.count(len(labels) * distributed.world_size())
+        loss_sum, correct = training.epoch_totals()  # the epoch's one synchronisation
         seconds = training.epoch_seconds
         rate = len(train) / max(seconds, 1e-9)
         return {
@@ -204,7 +206,7 @@ def crafter(
         return through(crafting, images, labels, start)
 
     def with_batch_statistics(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-        with borrowed(network, training=True), runtime.autocast():
+        with borrowed(network, training=True), runtime.autocast(), synchronised_batchnorm():
             return through(network, images, labels, start)
 
     def strength_in_train_mode(adversarial: Tensor, images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
@@ -212,6 +214,8 @@ def crafter(
             return method.objective(network(adversarial).float(), target(network, images, labels)).mean()
 
     if attack.batchnorm == "train":
+        if distributed.active():
+            return with_batch_statistics
         return graphed(with_batch_statistics, runtime, strength_in_train_mode, whole=True)
 
     def craft(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:

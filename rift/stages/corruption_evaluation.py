@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rift.corruption_names import SELECTIONS, SEVERITIES, STANDARD
 from rift.data.corrupted import CorruptedSet
 from rift.progress import measured
+from rift.runtime import distributed
 from rift.stages.session import Session
 from rift.store import StageFolder
 
@@ -32,6 +33,8 @@ def corruption_evaluation(
 ) -> dict[str, Any]:
     """Accuracy on every version, a corruption at a severity. Resumable after each one.
 
+    Of several processes each takes a version at a time.
+
     Args:
         session: data, machine, seed.
         folder: gets the verdict on every image of every version as `verdicts`, (N,) each, under
@@ -47,15 +50,21 @@ def corruption_evaluation(
     verdicts = {} if found is None else found[0]
     network = session.network(weights)
     labels = corrupted.labels.to(session.runtime.device)
+    versions = [(corruption, severity) for corruption in corruptions for severity in severities]
+    missing = [version for version in versions if "{}/{}".format(*version) not in verdicts]
+    at_once = distributed.world_size()
+
+    def judge(version: tuple[str, int]) -> Tensor:
+        return right_on(session, network, corrupted, *version, labels).to(torch.uint8).cpu()
+
     with measured("corruptions", len(corruptions) * len(severities) * len(labels)) as meter:
         meter.advance(len(verdicts) * len(labels))
-        for index, corruption in enumerate(corruptions):
-            for severity in severities:
-                if (version := f"{corruption}/{severity}") in verdicts:
-                    continue
-                right = right_on(session, network, corrupted, corruption, severity, labels)
-                verdicts[version] = right.to(torch.uint8).cpu()
+        for start in range(0, len(missing), at_once):
+            group = missing[start : start + at_once]
+            for (corruption, severity), right in zip(group, distributed.each(group, judge), strict=True):
+                verdicts[f"{corruption}/{severity}"] = right
                 if severity == severities[-1]:
+                    index = corruptions.index(corruption)
                     folder.add_row({"index": index, "corruption": corruption} | row_of(corruption, verdicts))
                 folder.save_resume_point(verdicts, {})
                 meter.advance(len(labels))

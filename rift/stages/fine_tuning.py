@@ -16,7 +16,7 @@ from rift.errors import UserError, choose_from
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import derive_seed, permutation
-from rift.runtime import Runtime, batchnorm_layers, borrowed, gradient_pass
+from rift.runtime import Runtime, batchnorm_layers, borrowed, distributed, gradient_pass
 from rift.runtime.graphs import Pass
 from rift.stage_options import BY_CHANCE, BY_CRITICALITY, SETS, TARGETS, FinetuneConfig
 from rift.stages.folder import Folder
@@ -114,6 +114,7 @@ def fine_tuning(
             shuffle=True,
             channels_last=runtime.channels_last_in(runtime.precision),
             skip=skip,
+            share=distributed.share(),
             **augmentation,
         )
 
@@ -156,7 +157,7 @@ def tune(
         folder: gets `best` and `last` weights and a metrics row per epoch.
         options: schedule, BatchNorm mode.
         moving: modules of the network whose parameters move; with none, only statistics do.
-        passes: makes an epoch's batches.
+        passes: makes an epoch's batches; of several processes, this one's share of them.
         count: images in a pass; None where only the pass tells.
         judge: accuracy by which an epoch is the best; without it `best` is the last.
         runtime: precision, memory format.
@@ -228,9 +229,9 @@ def _epoch(
                     training.optimizer.step()
                     training.updated()
             training.end_step(loss, logits, labels)
-            meter.advance(len(labels))
+            meter.count(len(labels) * distributed.world_size())
             seen += len(labels)
-        loss_sum, right = training.totals.tolist()
+        loss_sum, right = training.epoch_totals()
         seconds, count = training.epoch_seconds, seen if count is None else count
         return {
             "epoch": epoch + 1,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rift.attacks import Attack
 from rift.data import batches
 from rift.randomness import derive_seed
-from rift.runtime import CraftingNetwork, batchnorm_layers
+from rift.runtime import CraftingNetwork, batchnorm_layers, distributed
 from rift.stage_options import InterpolateConfig
 from rift.stages.folder import Folder
 from rift.stages.session import Session
@@ -69,7 +69,8 @@ def interpolation(
 ) -> dict[str, Any]:
     """Measures clean and robust accuracy along α and chooses α*; Sec. 3.4 of the paper.
 
-    All points are attacked from the same random starts. Each point is resumable.
+    All points are attacked from the same random starts. Each point is resumable; of several processes each
+    measures one at a time.
 
     Args:
         session: data, machine, seed.
@@ -86,8 +87,8 @@ def interpolation(
     split = session.dataset.split(options.selection_split)
     network = session.network(theta_at)
     crafting = CraftingNetwork(network, session.runtime, session.runtime.selection_precision)
-    for index in range(len(points), options.points):
-        alpha = index / (options.points - 1)
+
+    def measure(alpha: float) -> dict[str, Any]:
         network.load_state_dict(_weights(session, network, options.batchnorm, alpha, theta_at, theta_ft))
         verdicts = session.attacked(
             network,
@@ -98,15 +99,19 @@ def interpolation(
             label=f"interpolate α={alpha:.2f}",
             crafting=crafting,
         )
-        row = {
+        return {
             "alpha": alpha,
             "clean_accuracy": verdicts.clean_accuracy,
             "robust_accuracy": verdicts.robust_accuracy,
             "robust_accuracy_per_image": verdicts.robust_accuracy_per_image,
         }
-        folder.add_row(row)
-        folder.save_resume_point({}, {})
-        points.append(row)
+
+    alphas = [index / (options.points - 1) for index in range(options.points)]
+    while len(points) < options.points:
+        for row in distributed.each(alphas[len(points) :][: distributed.world_size()], measure):
+            folder.add_row(row)
+            folder.save_resume_point({}, {})
+            points.append(row)
     chosen = best_alpha(points, options.tolerance)
     weights = _weights(session, network, options.batchnorm, chosen["alpha"], theta_at, theta_ft)
     folder.save("weights", weights)

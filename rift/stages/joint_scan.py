@@ -15,6 +15,7 @@ from rift.attacks import Attack
 from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.progress import measured
+from rift.runtime import distributed
 from rift.stage_options import MRCConfig
 from rift.stages.mrc_scan import (
     adversarial_examples,
@@ -69,20 +70,27 @@ def joint_scan(
         missing = [names_of for names_of in sets if _key(names_of) not in known]
         if not missing:
             return
+        missing.sort(key=lambda modules: names.index(modules[0]))
         scanned = scanned_network(session, network, options, images, labels)
+
+        def scan(modules: list[str]) -> dict[str, Any]:
+            found = criticality_of(scanned.at(*modules), baseline, solver)
+            if not found.finite:
+                raise UserError(
+                    f"The joint scan of {', '.join(modules)} diverged: set stage.joint.solver=projected "
+                    "or stage.mrc.project=step."
+                )
+            return {"modules": modules, **asdict(found)}
+
+        at_once = distributed.world_size()
         with measured(f"joint MRC of {len(sets[0])}", len(missing), "sets") as meter:
-            for modules in sorted(missing, key=lambda modules: names.index(modules[0])):
-                found = criticality_of(scanned.at(*modules), baseline, solver)
-                row = {"index": len(folder.rows()), "modules": modules, **asdict(found)}
-                if not found.finite:
-                    raise UserError(
-                        f"The joint scan of {', '.join(modules)} diverged: set stage.joint.solver=projected "
-                        "or stage.mrc.project=step."
-                    )
-                folder.add_row(row)
-                folder.save_resume_point({}, {})
-                known[_key(modules)] = row
-                meter.advance(1)
+            for start in range(0, len(missing), at_once):
+                for row in distributed.each(missing[start : start + at_once], scan):
+                    row = {"index": len(folder.rows()), **row}
+                    folder.add_row(row)
+                    folder.save_resume_point({}, {})
+                    known[_key(row["modules"])] = row
+                    meter.advance(1)
 
     def in_order(modules: set[str]) -> list[str]:
         return [name for name in names if name in modules]

@@ -17,6 +17,7 @@ from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.progress import measured
 from rift.randomness import permutation
+from rift.runtime import distributed
 from rift.runtime.device import DTYPES
 from rift.stage_options import MRCConfig
 from rift.stages.folder import Folder
@@ -32,7 +33,7 @@ def mrc_scan(
 
     The adversarial examples are made once, on θ_AT. The network before the module that moves is constant,
     so the activations that enter the rest are kept, within `runtime.cache_mib`.
-    Each module is resumable.
+    Each module is resumable; of several processes each scans one at a time.
 
     Args:
         session: data, machine, seed.
@@ -54,20 +55,22 @@ def mrc_scan(
     images, labels = adversarial_examples(session, network, options, attack)
     solver, baseline = make_solver(options), robustness(session, network, options, images, labels)
     scanned = scanned_network(session, network, options, images, labels)
+
+    def scan(name: str) -> dict[str, Any]:
+        view = scanned.at(name)
+        found = criticality_of(view, baseline, solver)
+        if not found.finite:
+            raise UserError(f"The scan of {name} diverged: lower stage.mrc.lr or set stage.mrc.project=step.")
+        return {"index": names.index(name), "module": name, **asdict(found), "cached": view.cached}
+
     with measured("mrc", len(names), "modules") as meter:
         meter.advance(len(rows))
-        for index, name in enumerate(names[len(rows) :], start=len(rows)):
-            view = scanned.at(name)
-            found = criticality_of(view, baseline, solver)
-            row = {"index": index, "module": name, **asdict(found), "cached": view.cached}
-            if not found.finite:
-                raise UserError(
-                    f"The scan of {name} diverged: lower stage.mrc.lr or set stage.mrc.project=step."
-                )
-            folder.add_row(row)
-            folder.save_resume_point({}, {})
-            rows.append(row)
-            meter.advance(1)
+        while len(rows) < len(names):
+            for row in distributed.each(names[len(rows) :][: distributed.world_size()], scan):
+                folder.add_row(row)
+                folder.save_resume_point({}, {})
+                rows.append(row)
+                meter.advance(1)
     ranking = [row["module"] for row in sorted(rows, key=lambda row: row["mrc"])]
     return {
         "robust_loss": baseline[0],

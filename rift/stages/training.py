@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rift import signals
 from rift.errors import UserError
-from rift.runtime import Runtime, random_state, restore_random_state, seed_everything
+from rift.runtime import Runtime, distributed, random_state, restore_random_state, seed_everything
 from rift.stage_options import TrainingConfig
 from rift.stages.folder import Folder
 from rift.stages.loss_watch import LossWatch, check_finite
@@ -26,6 +26,9 @@ class Training:
 
     Keeps the best and the last weights, appends each epoch to the metrics, and can stop and go on
     between any two steps. With a moving average, best and last are weights of the average.
+
+    Several processes have a `Training` each and the same weights in it, save and stop at the same step, and
+    what one number of them has saved any other goes on from.
 
     Args:
         folder: the stage's result folder.
@@ -63,6 +66,7 @@ class Training:
         self.last_row: dict[str, Any] | None = None
         self.next_epoch, self.updates = start_epoch, 0
         self.steps, self.seconds = 0, 0.0  # of the epoch that is being done
+        # Loss and hits of this process's share of the epoch.
         self.totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
         self._random_state: dict[str, Tensor] = {}
         self._began = time.monotonic()
@@ -79,11 +83,15 @@ class Training:
             yield self.next_epoch
 
     def begin_epoch(self, *seed: int | str) -> None:
-        """Seeds the global generators; in the midst of an epoch, they go on where they were."""
-        seed_everything(*seed)
-        if self._random_state:
+        """Seeds the global generators; in the midst of an epoch, they go on where they were.
+
+        Dropout is another one in each process, as it would be for other images.
+        """
+        rank = distributed.rank()
+        seed_everything(*seed, *(("process", rank) if rank else ()))
+        if self._random_state and rank == 0:
             restore_random_state(self._random_state)
-            self._random_state = {}
+        self._random_state = {}
         self._began = time.monotonic() - self.seconds
 
     @contextmanager
@@ -124,12 +132,18 @@ class Training:
         self._watch.see(loss, self.next_epoch + 1, self.steps + 1)
         self.totals += torch.stack([loss * len(labels), (logits.argmax(dim=1) == labels).sum()])
         self.steps += 1
-        stop = signals.requested()
-        if stop or 0 < self._save_seconds <= time.monotonic() - self._saved:
+        due = 0 < self._save_seconds <= time.monotonic() - self._saved
+        stop, due = distributed.largest(signals.number(), due)  # all of several at the same step
+        if stop or due:
             self._save()
         if stop:
             self.folder.settle()
+            signals.request(stop)
             signals.check()
+
+    def epoch_totals(self) -> list[float]:
+        """Of the epoch so far: the loss summed over the images, and how many were right. Waits for a GPU."""
+        return distributed.summed(self.totals).tolist()
 
     @property
     def stopped_early(self) -> bool:
@@ -174,7 +188,8 @@ class Training:
         self.steps, self.seconds = 0, 0.0
         self.totals.zero_()
         ended = self.next_epoch == self.epochs or self.stopped_early
-        if is_best or ended or time.monotonic() - self._saved >= self._save_seconds:
+        (due,) = distributed.largest(time.monotonic() - self._saved >= self._save_seconds)
+        if is_best or ended or due:
             self._save()
 
     def finish(self) -> dict[str, Any]:
@@ -203,7 +218,7 @@ class Training:
                 else:
                     plain.setdefault(str(index), {})[name] = value
         if self.steps:
-            tensors |= {"totals": self.totals}
+            tensors |= {"totals": distributed.summed(self.totals)}
             tensors |= {RANDOM_STATE + name: value for name, value in random_state().items()}
         note = {
             "next_epoch": self.next_epoch,
@@ -232,7 +247,8 @@ class Training:
         self.next_epoch, self.updates = note["next_epoch"], note["updates"]
         self.steps, self.seconds = note["steps"], note["seconds"]
         if self.steps:
-            self.totals.copy_(tensors["totals"])
+            if distributed.rank() == 0:  # those of all processes, however many they were
+                self.totals.copy_(tensors["totals"])
             self._random_state = part(RANDOM_STATE)
         if self.average is not None:
             self.average.module.load_state_dict(part("average."))
