@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ Logits = Callable[..., Tensor]
 """(*weights, *boundary tensors) -> logits (B, K)."""
 Weights = tuple[Tensor, ...]
 """Of the modules that move: one, but for the MRC of a set."""
+State = dict[str, Any]
+"""Where a search stands between two epochs: numbers, texts and tensors, in lists, tuples and dictionaries."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,20 @@ def project(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
 
 @torch.no_grad()
 def robust_loss(
-    logits: Logits, weights: Tensor | Sequence[Tensor], batches: Iterable[Batch]
+    logits: Logits,
+    weights: Tensor | Sequence[Tensor],
+    batches: Iterable[Batch],
+    at_once: int | None = None,
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over the adversarial examples, with this weight, or these."""
     weights = _several(weights)
     totals, count = torch.zeros(2, dtype=torch.float64, device=weights[0].device), 0
-    for boundary, labels in batches:
-        scores = logits(*weights, *boundary).float()[: len(labels)]
-        loss = F.cross_entropy(scores, labels, reduction="sum")
-        totals += torch.stack([loss, (scores.argmax(dim=1) == labels).sum()])
-        count += len(labels)
+    for whole in batches:
+        for boundary, labels in _parts(*whole, at_once):
+            scores = logits(*weights, *boundary).float()[: len(labels)]
+            loss = F.cross_entropy(scores, labels, reduction="sum")
+            totals += torch.stack([loss, (scores.argmax(dim=1) == labels).sum()])
+            count += len(labels)
     loss_sum, correct = totals.tolist()
     return loss_sum / count, correct / count
 
@@ -117,6 +124,9 @@ def module_robust_criticality(
     solver: Solver,
     search_logits: Logits | None = None,
     search_batches: Callable[[], Iterable[Batch]] | None = None,
+    at_once: int | None = None,
+    begun: State | None = None,
+    pause: Callable[[State], None] = lambda state: None,
 ) -> Criticality:
     """Seeks the worst perturbation of one weight, or of several at once, and says what it does.
 
@@ -129,6 +139,9 @@ def module_robust_criticality(
         search_logits: the same function in lower precision, for the search alone, which includes the
             choice between epochs; what is reported comes from `logits`.
         search_batches: the passes for it; the same as `batches` if not given.
+        at_once: images whose loss or gradient is computed at once, where a whole batch finds no room.
+        begun: where an earlier call stood, as told to `pause`, after `begun["passes"]` search passes.
+        pause: told after each epoch but the last where the search stands; its tensors change later.
 
     Returns:
         The best perturbation found that lies in the ball. MRC can be negative only if every perturbation
@@ -141,20 +154,26 @@ def module_robust_criticality(
     screened = solver.score == "worst" and search_logits is not logits
     score, scored_batches = (search_logits, search_batches) if screened else (logits, batches)
     best, farthest, epochs = None, [0.0] * len(weights), 0
-    for deltas, reached, last in find(search_logits, weights, search_batches, radii, solver):
+    if begun is not None:
+        best, farthest, epochs = begun["best"], begun["farthest"], begun["epochs"]
+    search = find(search_logits, weights, search_batches, radii, solver, at_once, begun and begun["search"])
+    for deltas, reached, last, stands in search:
         epochs += 1
         lengths = reached.tolist()
         farthest = [max(pair) for pair in zip(farthest, lengths, strict=True)]
         if not all(map(math.isfinite, lengths)):  # a later epoch must not hide it
             return Criticality(math.nan, math.nan, math.nan, math.inf, epochs)
         if solver.score == "worst" or last:
-            scored = robust_loss(score, _sums(weights, deltas), scored_batches())
+            scored = robust_loss(score, _sums(weights, deltas), scored_batches(), at_once)
             if best is None or scored[0] > best[0] or not math.isfinite(scored[0]):
                 best = (*scored, deltas)
+        if not last:
+            passes = epochs * (2 if screened else 1)
+            pause({"search": stands, "best": best, "farthest": farthest, "epochs": epochs, "passes": passes})
     assert best is not None
     loss, accuracy, deltas = best
     if screened and math.isfinite(loss):
-        loss, accuracy = robust_loss(logits, _sums(weights, deltas), batches())
+        loss, accuracy = robust_loss(logits, _sums(weights, deltas), batches(), at_once)
     moved = [float(norm_of(delta, solver.norm)) for delta in deltas]
     lengths = [float(norm_of(weight, solver.norm)) for weight in weights]
     return Criticality(
@@ -178,10 +197,38 @@ def _largest_share(parts: Sequence[float], wholes: Sequence[float]) -> float:
     return max(part / whole if whole else 0.0 for part, whole in zip(parts, wholes, strict=True))
 
 
-def _gradients(logits: Logits, weights: Weights, boundary: tuple[Tensor, ...], labels: Tensor) -> Weights:
+def _gradients(
+    logits: Logits, weights: Weights, boundary: tuple[Tensor, ...], labels: Tensor, at_once: int | None
+) -> Weights:
+    """Of the mean loss of a batch; summed over its parts where it finds no room as a whole."""
     weights = tuple(weight.detach().requires_grad_() for weight in weights)
-    loss = F.cross_entropy(logits(*weights, *boundary).float()[: len(labels)], labels)
-    return torch.autograd.grad(loss, weights)
+    found = None
+    for part, targets in _parts(boundary, labels, at_once):
+        loss = F.cross_entropy(logits(*weights, *part).float()[: len(targets)], targets)
+        gradients = torch.autograd.grad(loss, weights)
+        if len(targets) == len(labels):
+            return gradients
+        share = len(targets) / len(labels)
+        scaled = [gradient * share for gradient in gradients]
+        found = scaled if found is None else [f + s for f, s in zip(found, scaled, strict=True)]
+    return tuple(found)
+
+
+def _parts(boundary: tuple[Any, ...], labels: Tensor, at_once: int | None) -> Iterator[Batch]:
+    """A batch in parts of so many images; as it is, if it is no larger."""
+    if at_once is None or len(labels) <= at_once:
+        yield boundary, labels
+        return
+    rows = len(boundary[0])  # more than labels, where the batch was filled up
+    for start in range(0, len(labels), at_once):
+        part = slice(start, start + at_once)
+        yield (
+            tuple(
+                value[part] if isinstance(value, Tensor) and value.dim() and len(value) == rows else value
+                for value in boundary
+            ),
+            labels[part],
+        )
 
 
 def _lengths(tensors: Iterable[Tensor], norm: str) -> Tensor:
@@ -194,11 +241,18 @@ def _sgd(
     batches: Callable[[], Iterable[Batch]],
     radii: Sequence[Tensor],
     solver: Solver,
-) -> Iterator[tuple[Weights, Tensor, bool]]:
-    """Algorithm 1: after each epoch the perturbations, how far each went, and whether it is the last."""
+    at_once: int | None,
+    begun: State | None,
+) -> Iterator[tuple[Weights, Tensor, bool, State]]:
+    """Algorithm 1: after each epoch the perturbations, how far each went, whether it is the last, and where
+    it stands."""
     moved = [weight.clone() for weight in weights]
     optimizer = solver.optimizer(moved)
     bounds = torch.stack(list(radii))
+    if begun is not None:
+        for m, saved in zip(moved, begun["moved"], strict=True):
+            m.copy_(saved)
+        optimizer.load_state_dict(begun["optimizer"])
 
     def deltas() -> Weights:
         return tuple(m - weight for m, weight in zip(moved, weights, strict=True))
@@ -209,10 +263,11 @@ def _sgd(
             m.copy_(weight + delta)
         return inside
 
-    for epoch in range(solver.epochs):
+    for epoch in range(begun["epoch"] if begun else 0, solver.epochs):
         reached = torch.zeros_like(bounds)
         for boundary, labels in batches():
-            for m, gradient in zip(moved, _gradients(logits, moved, boundary, labels), strict=True):
+            gradients = _gradients(logits, moved, boundary, labels, at_once)
+            for m, gradient in zip(moved, gradients, strict=True):
                 m.grad = gradient.neg_()
             optimizer.step()
             reached = torch.maximum(reached, _lengths(deltas(), solver.norm))
@@ -222,7 +277,8 @@ def _sgd(
         violated = bool((went > bounds).any())
         inside = back_into_the_balls()
         stop = violated and solver.on_violation == "stop"
-        yield inside, reached, stop or epoch == solver.epochs - 1
+        stands = {"epoch": epoch + 1, "moved": moved, "optimizer": optimizer.state_dict()}
+        yield inside, reached, stop or epoch == solver.epochs - 1, stands
         if stop:
             return
 
@@ -233,7 +289,9 @@ def _projected(
     batches: Callable[[], Iterable[Batch]],
     radii: Sequence[Tensor],
     solver: Solver,
-) -> Iterator[tuple[Weights, Tensor, bool]]:
+    at_once: int | None,
+    begun: State | None,
+) -> Iterator[tuple[Weights, Tensor, bool, State]]:
     """Normalised ascent inside the balls.
 
     The first steps are longer than the ball is wide, so they go to where the gradient points on its surface;
@@ -242,11 +300,13 @@ def _projected(
     deltas = tuple(torch.zeros_like(weight) for weight in weights)
     velocities = list(deltas)
     reached = torch.zeros_like(torch.stack(list(radii)))
+    if begun is not None:
+        deltas, velocities, reached = begun["deltas"], begun["velocities"], begun["reached"]
     per_epoch = sum(1 for _ in batches())  # counted, not kept: a pass may not fit into memory
     steps = solver.epochs * per_epoch
-    for epoch in range(solver.epochs):
+    for epoch in range(begun["epoch"] if begun else 0, solver.epochs):
         for index, (boundary, labels) in enumerate(batches()):
-            gradients = _gradients(logits, _sums(weights, deltas), boundary, labels)
+            gradients = _gradients(logits, _sums(weights, deltas), boundary, labels, at_once)
             velocities = [
                 0.5 * v + _unit(gradient) for v, gradient in zip(velocities, gradients, strict=True)
             ]
@@ -257,7 +317,8 @@ def _projected(
             ]
             reached = torch.maximum(reached, _lengths(moved, solver.norm))
             deltas = tuple(project(m, radius, solver.norm) for m, radius in zip(moved, radii, strict=True))
-        yield deltas, reached, epoch == solver.epochs - 1
+        stands = {"epoch": epoch + 1, "deltas": deltas, "velocities": velocities, "reached": reached}
+        yield deltas, reached, epoch == solver.epochs - 1, stands
 
 
 def _unit(tensor: Tensor) -> Tensor:

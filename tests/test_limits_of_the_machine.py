@@ -85,6 +85,30 @@ def test_training_says_which_batch_size_to_try(digits, tmp_path, monkeypatch):
         at.train(tiny_session(digits), stage_folder(tmp_path), at.options_of("stage.at.batch_size=128"))
 
 
+@pytest.mark.parametrize("solver", ["sgd", "projected"])
+def test_the_scan_takes_its_batches_in_parts(digits, tmp_path, monkeypatch, solver):
+    options = f"stage.mrc.solver={solver}", "stage.mrc.epochs=2", "stage.mrc.exclude=['layer*']"
+    weights = tiny_session(digits).new_network().state_dict()
+    expected = mrc.scan(tiny_session(digits), stage_folder(tmp_path / "whole"), weights, *options)
+    search, sizes = mrc.stage.module_robust_criticality, []
+
+    def limited(*arguments):
+        sizes.append(arguments[7])
+        if arguments[7] is None or arguments[7] > 8:  # batches have 30 images, the last one fewer
+            raise torch.OutOfMemoryError("out of memory")
+        return search(*arguments)
+
+    monkeypatch.setattr(mrc.stage, "module_robust_criticality", limited)
+    session = tiny_session(digits)
+    found = mrc.scan(session, stage_folder(tmp_path / "parts"), weights, *options)
+    assert sizes == [None, 15, 7, 7], "what is known to fit is kept for the next module"
+    assert session.runtime.fallbacks == [
+        f"out of memory: the scan's gradients are computed for {n} images at once" for n in (15, 7)
+    ]
+    for one, two in zip(expected["modules"], found["modules"], strict=True):
+        assert two["mrc"] == pytest.approx(one["mrc"], rel=1e-4, abs=1e-6)
+
+
 def test_the_scan_says_what_to_lower(digits, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("out of memory")

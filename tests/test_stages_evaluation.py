@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
 from math import comb
 
 import pytest
 import torch
-from tiny_jobs import stage_folder, tiny_config, tiny_session
+from tiny_jobs import Killed, same_bits, stage_folder, tiny_config, tiny_session
 
 from rift.assembly import make_attack
 from rift.comparison import mcnemar
 from rift.data import load_dataset
 from rift.stages import evaluation
+from rift.store import StageFolder
+
+evaluation_module = import_module("rift.attacks.evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,39 @@ def test_the_result_is_read_off_the_verdicts(evaluated):
     assert result["robust_accuracy_per_image"] == (robust.sum(0) == 3).double().mean().item()
     assert 0 < result["robust_accuracy_per_image"] <= result["robust_accuracy"] < result["clean_accuracy"]
     assert not (robust & ~clean).any(), "an image that is wrong without an attack is not robust"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_interrupted_at_any_batch_it_goes_on_there(session, trained_state, tmp_path, monkeypatch, exact):
+    config = tiny_config(
+        "stage.evaluate.restarts=2", f"stage.evaluate.exact_runs={exact}", "attack.epsilon=0.12"
+    )
+    options, attack = config.stage.evaluate, make_attack(config.evaluation_attack)
+    eager = replace(session, runtime=replace(session.runtime, save_seconds=1e-9, batch_size=16))
+    undisturbed = stage_folder(tmp_path / "undisturbed")
+    expected = evaluation(eager, undisturbed, options, trained_state, attack)
+    real, crafted, points = StageFolder.save_resume_point, [], []
+    attacked = evaluation_module.pgd
+    monkeypatch.setattr(evaluation_module, "pgd", lambda *args: crafted.append(1) or attacked(*args))
+
+    def dying(self, tensors, note):
+        real(self, tensors, note)
+        self.settle()  # it is written in the background
+        points.append(1)
+        raise Killed
+
+    monkeypatch.setattr(StageFolder, "save_resume_point", dying)
+    for _ in range(50):
+        folder = stage_folder(tmp_path / "killed")
+        try:
+            found = evaluation(eager, folder, options, trained_state, attack)
+            break
+        except Killed:
+            continue
+    assert found == expected and len(points) >= 6
+    assert len(crafted) == len(points), "no batch is attacked twice"
+    assert same_bits(folder.load("verdicts"), undisturbed.load("verdicts"))
+    assert folder.rows() == undisturbed.rows()
 
 
 def test_every_run_is_a_row(evaluated):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -176,6 +177,45 @@ def test_interrupted_and_continued_it_scans_only_what_is_missing(
     assert scan(session, continued, theta_at) == expected
     assert len(calls) == len(expected["modules"]) - after
     assert continued.rows() == undisturbed.rows()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("stage.mrc.on_violation=continue", "stage.mrc.momentum=0.9"),
+        ("stage.mrc.on_violation=continue", "stage.mrc.score=worst", "stage.mrc.precision=bfloat16"),
+        ("stage.mrc.solver=projected",),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_interrupted_within_a_module_it_goes_on_there(
+    session, theta_at, tmp_path, monkeypatch, options, shuffle
+):
+    options = (*options, "stage.mrc.epochs=3", "stage.mrc.exclude=['layer*']", f"stage.mrc.shuffle={shuffle}")
+    expected = scan(session, stage_folder(tmp_path / "undisturbed"), theta_at, *options)
+    eager = replace(session, runtime=replace(session.runtime, save_seconds=1e-9))
+    real, points = StageFolder.save_resume_point, []
+
+    def dying(self, tensors, note):
+        real(self, tensors, note)
+        self.settle()
+        points.append(note.get("module"))
+        if points[-1] is not None:
+            raise Killed
+
+    monkeypatch.setattr(StageFolder, "save_resume_point", dying)
+    attempts = 0
+    while attempts < 10:
+        attempts += 1
+        try:
+            found = scan(eager, stage_folder(tmp_path / "killed"), theta_at, *options)
+            break
+        except Killed:
+            continue
+    assert found == expected
+    # Two modules are scanned, each with two places to stop at, and none is stopped at twice.
+    assert attempts == 5 and [name for name in points if name] == ["conv1", "conv1", "fc", "fc"]
 
 
 def test_a_diverged_scan_is_one_sentence(session, theta_at, tmp_path):

@@ -74,6 +74,8 @@ def robust_verdicts(
     channels_last: bool = False,
     advance: Callable[[int], None] = lambda images: None,
     accelerate: Callable[[Craft], Craft] = lambda craft: craft,
+    begun: Tensor | None = None,
+    pause: Callable[[Tensor], None] = lambda known: None,
 ) -> Verdicts:
     """Attacks a split `runs` times and says which images survive.
 
@@ -96,12 +98,18 @@ def robust_verdicts(
         channels_last: memory format of the images.
         accelerate: makes the attack on one batch faster, e.g. `rift.runtime.graphed`.
         advance: told how many images have been dealt with, for a progress bar; `runs * len(split)` in all.
+        begun: what an earlier call knew, as told to `pause`.
+        pause: told after each batch what is known, (runs, N) int8: 1 robust, 0 not, -1 not known yet; it
+            changes later. Of several processes each knows its own part.
 
     Returns:
         The verdicts, on the split's device.
     """
     craft = accelerate(lambda images, labels, start: pgd(crafting, images, labels, start, attack))
     clean = correct(network, split, batch_size, channels_last)
+    known = torch.full((runs, len(split)), -1, dtype=torch.int8, device=split.device)
+    if begun is not None:
+        known.copy_(begun)
     robust = clean.repeat(runs, 1)
     alive = clean.clone()
     for run in range(runs):
@@ -111,6 +119,10 @@ def robust_verdicts(
         robust[run, positions] = False
         passes = batches(split.subset(positions), batch_size, channels_last=channels_last)
         for number, (part, batch) in enumerate(zip(positions.split(batch_size), passes, strict=False)):
+            if begun is not None and bool((known[run, part] >= 0).all()):
+                robust[run, part] = known[run, part] == 1
+                advance(len(part))
+                continue
             if not distributed.mine(number):
                 advance(len(part))
                 continue
@@ -123,7 +135,9 @@ def robust_verdicts(
             with torch.no_grad():
                 survives = network(adversarial).argmax(dim=1) == batch.labels
             robust[run, part] = survives
+            known[run, part] = survives.to(torch.int8)
             advance(len(part))
+            pause(known)
         robust[run] = distributed.merged(robust[run])
         if not exact_runs:
             # A skipped image counts as fooled in the later runs too.

@@ -49,6 +49,8 @@ class Runtime:
             at the time, and 4096 on a CPU.
         strict: what cannot be done as asked is an error.
         save_seconds: a training saves where to go on when so much time has passed, and at a new best.
+        gradients_at_once: images whose gradient the scan computes at once; None is a whole batch. Set where
+            the device had no room for that.
         fallbacks: what the present stage could not do as asked, one sentence each; stored with its result.
     """
 
@@ -66,6 +68,7 @@ class Runtime:
     cache_mib: int | None = None
     strict: bool = False
     save_seconds: float = 0.0
+    gradients_at_once: int | None = None
     fallbacks: list[str] = field(default_factory=list)
     _said: set[str] = field(default_factory=set, repr=False)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rift.attacks import Attack
 from rift.stage_options import EvaluateConfig
+from rift.stages.pauses import Pauses
 from rift.stages.session import Session
 from rift.store import StageFolder
 
@@ -20,7 +21,7 @@ def evaluation(
     weights: dict[str, Tensor],
     attack: Attack,
 ) -> dict[str, Any]:
-    """Clean accuracy, and robust accuracy as the worst of several runs, in both readings.
+    """Clean accuracy, and robust accuracy as the worst of several runs, in both readings. Resumable.
 
     Args:
         session: data, machine, seed.
@@ -32,8 +33,8 @@ def evaluation(
     Returns:
         The accuracies, as fractions, and the number of images behind them.
     """
-    folder.load_resume_point()
-    test = session.dataset.test
+    point = folder.load_resume_point(session.runtime.device)
+    pauses, test = Pauses(folder, session.runtime), session.dataset.test
     verdicts = session.attacked(
         session.network(weights),
         test,
@@ -42,6 +43,8 @@ def evaluation(
         exact_runs=options.exact_runs,
         label="evaluate",
         purpose="evaluation",
+        begun=None if point is None else point[0]["known"],
+        pause=lambda known: pauses.reached(lambda: ({"known": known}, {})),
     )
     folder.save(
         "verdicts",

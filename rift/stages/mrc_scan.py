@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rift.attacks import Attack
 from rift.attacks.examples import adversarial_images
-from rift.criticality import Batch, Criticality, Solver, module_robust_criticality, robust_loss
+from rift.criticality import Batch, Criticality, Solver, State, module_robust_criticality, robust_loss
 from rift.data import Split
 from rift.errors import UserError
 from rift.models import scannable_modules
@@ -22,6 +22,7 @@ from rift.runtime.device import DTYPES
 from rift.stage_options import MRCConfig
 from rift.stages.folder import Folder
 from rift.stages.optimizers import make_optimizer
+from rift.stages.pauses import Pauses, packed, unpacked
 from rift.stages.scanned_network import ScannedNetwork, View
 from rift.stages.session import Session
 
@@ -33,7 +34,8 @@ def mrc_scan(
 
     The adversarial examples are made once, on θ_AT. The network before the module that moves is constant,
     so the activations that enter the rest are kept, within `runtime.cache_mib`.
-    Each module is resumable; of several processes each scans one at a time.
+    Resumable after each module and between the epochs of one; of several processes each scans a module at a
+    time, and then after each module alone.
 
     Args:
         session: data, machine, seed.
@@ -46,7 +48,7 @@ def mrc_scan(
         The stage's result: robust loss and accuracy of θ_AT on the examples, the modules in network order
         with their rank (1 is the least critical), and the ranking.
     """
-    folder.load_resume_point()
+    begun = _begun(folder.load_resume_point(session.runtime.device))
     rows = folder.rows()
     network = session.network(theta_at).requires_grad_(False)
     names = [name for name in scannable_modules(network) if options.scans(name)]
@@ -56,9 +58,16 @@ def mrc_scan(
     solver, baseline = make_solver(options), robustness(session, network, options, images, labels)
     scanned = scanned_network(session, network, options, images, labels)
 
+    pauses = Pauses(folder, session.runtime)
+
     def scan(name: str) -> dict[str, Any]:
-        view = scanned.at(name)
-        found = criticality_of(view, baseline, solver)
+        where = begun.get(name)
+        view = scanned.at(name, passed=where["passes"] if where else 0)
+
+        def pause(state: State) -> None:
+            pauses.reached(lambda: ({"search": packed(state)}, {"module": name}))
+
+        found = criticality_of(view, baseline, solver, where, pause)
         if not found.finite:
             raise UserError(f"The scan of {name} diverged: lower stage.mrc.lr or set stage.mrc.project=step.")
         return {"index": names.index(name), "module": name, **asdict(found), "cached": view.cached}
@@ -99,27 +108,55 @@ def scanned_network(
     return ScannedNetwork(network, images, labels, options.batch_size, precision, runtime, orders)
 
 
-def criticality_of(view: View, baseline: tuple[float, float], solver: Solver) -> Criticality:
-    """MRC of the module, or the set of modules, that the view is of."""
-    try:
-        return _searched(view, baseline, solver)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "The device has no room for the scan: lower runtime.cache_mib (fewer activations are kept, the "
-            "numbers stay), or stage.mrc.batch_size."
-        ) from error
+def _begun(point: tuple[dict[str, Tensor], dict[str, Any]] | None) -> dict[str, State]:
+    """Where the search of a module stood when it was interrupted, by the module's name."""
+    if point is None or "search" not in point[0]:
+        return {}
+    return {point[1]["module"]: unpacked(point[0]["search"])}
 
 
-def _searched(view: View, baseline: tuple[float, float], solver: Solver) -> Criticality:
-    return module_robust_criticality(
-        view.logits,
-        view.weights,
-        view.batches,
-        baseline,
-        solver,
-        view.search_logits,
-        view.search_batches,
-    )
+def criticality_of(
+    view: View,
+    baseline: tuple[float, float],
+    solver: Solver,
+    begun: State | None = None,
+    pause: Callable[[State], None] = lambda state: None,
+) -> Criticality:
+    """MRC of the module, or the set of modules, that the view is of.
+
+    Where the device has no room for a batch's gradient, it is computed in parts: the same numbers, but for
+    their last digits. For `begun` and `pause` see `module_robust_criticality`.
+
+    Raises:
+        UserError: there is no room for a single image.
+    """
+    runtime = view.runtime
+    while True:
+        try:
+            return module_robust_criticality(
+                view.logits,
+                view.weights,
+                view.batches,
+                baseline,
+                solver,
+                view.search_logits,
+                view.search_batches,
+                runtime.gradients_at_once,
+                begun,
+                pause,
+            )
+        except torch.OutOfMemoryError as error:
+            smaller = min(runtime.gradients_at_once or view.batch_size, view.batch_size) // 2
+            if smaller == 0:
+                raise UserError(
+                    "The device has no room for the scan: lower runtime.cache_mib (fewer activations are "
+                    "kept, the numbers stay)."
+                ) from error
+        # Outside the handler, which keeps the tensors of the failed attempt alive.
+        runtime.gradients_at_once = smaller
+        runtime.fall_back(f"out of memory: the scan's gradients are computed for {smaller} images at once")
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def adversarial_examples(
@@ -130,14 +167,16 @@ def adversarial_examples(
     In an order fixed by the seed, so that batches of consecutive images mix the classes.
     """
     runtime, split = session.runtime, scanned_split(session, options)
-    images = adversarial_images(
-        network,
-        split,
-        attack,
-        ("scan start", session.seed),
-        runtime,
-        channels_last=runtime.channels_last_in(DTYPES[options.precision]),
-        label="mrc: adversarial examples",
+    images = runtime.in_smaller_batches(
+        lambda: adversarial_images(
+            network,
+            split,
+            attack,
+            ("scan start", session.seed),
+            runtime,
+            channels_last=runtime.channels_last_in(DTYPES[options.precision]),
+            label="mrc: adversarial examples",
+        )
     )
     return images, split.labels
 

@@ -31,6 +31,8 @@ class View:
         batches: makes a pass over the adversarial examples for `logits`.
         search_logits, search_batches: the same for the search alone, perhaps in lower precision.
         cached: share of the images whose activations are kept from pass to pass.
+        batch_size: images of a batch.
+        runtime: takes what could not be done as asked.
     """
 
     weights: tuple[Tensor, ...]
@@ -39,6 +41,8 @@ class View:
     search_logits: Logits
     search_batches: Callable[[], Iterable[Batch]]
     cached: float
+    batch_size: int
+    runtime: Runtime
 
 
 class ScannedNetwork:
@@ -79,8 +83,13 @@ class ScannedNetwork:
             self._graph, images, labels, batch_size, runtime.cache_bound(), runtime.full_batches
         )
 
-    def at(self, *names: str) -> View:
-        """The network cut at a module, or at the first of several. Earlier views are of no use afterwards."""
+    def at(self, *names: str, passed: int = 0) -> View:
+        """The network cut at a module, or at the first of several. Earlier views are of no use afterwards.
+
+        Args:
+            names: of the modules.
+            passed: search passes that were made already, before an interruption.
+        """
         cut, boundary = checked_cut(
             self._graph, self._network, names, self._sample, self._reference, self._runtime
         )
@@ -89,10 +98,10 @@ class ScannedNetwork:
         self._cache.enter(cut, precision)
         search_passes = self._cache.passes
         if self._orders is not None:
-            passed = count()
+            numbers = count(passed)
 
             def search_passes() -> Iterator[Batch]:
-                return self._shuffled_pass(cut, precision, (*self._orders, *names, next(passed)))
+                return self._shuffled_pass(cut, precision, (*self._orders, *names, next(numbers)))
 
         return View(
             cut.weights,
@@ -101,6 +110,8 @@ class ScannedNetwork:
             low or cut.after,
             search_passes,
             self._cache.cached,
+            self._batch_size,
+            self._runtime,
         )
 
     def _shuffled_pass(

@@ -49,6 +49,8 @@ class Session:
         label: str = "attack",
         purpose: str = "selection",
         crafting: CraftingNetwork | None = None,
+        begun: Tensor | None = None,
+        pause: Callable[[Tensor], None] = lambda known: None,
     ) -> Verdicts:
         """Which images of a split survive the attack, with progress shown.
 
@@ -61,6 +63,7 @@ class Session:
             label: for the progress bar.
             purpose: random starts differ between purposes, so what is chosen is not reported with its luck.
             crafting: the network's frozen form if there is one already; it is brought up to date.
+            begun, pause: see `rift.attacks.robust_verdicts`.
         """
         runtime = self.runtime
         if crafting is None:
@@ -87,6 +90,8 @@ class Session:
                     channels_last=runtime.channels_last_in(torch.float32),
                     advance=meter.advance,
                     accelerate=lambda craft: runtime.filled(crafting.captured(attack, craft), len(split)),
+                    begun=begun,
+                    pause=pause,
                 )
 
         return runtime.in_smaller_batches(verdicts)
