@@ -1,4 +1,4 @@
-"""Every command and every option of the README exists."""
+"""Every command, every option and every file that README and documentation name exists."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from tiny_jobs import config_of
 from rift.explain import option_names
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 # `(at, finetune, …)` behind a command are other values of its last option.
-COMMANDS = sorted(set(re.findall(r"`rift ([^`]*=[^`]*)`", README)))
+FOUND = set(re.findall(r"`(?:python -m )?rift ([^`]*=[^`]*)`", TEXT))
+# Those with a launcher need its extra; the others are patterns, not commands.
+COMMANDS = sorted(text for text in FOUND if not re.search(r"hydra/launcher|…|[a-z]+=[A-Z]{5,} |group=", text))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,16 +37,17 @@ def test_there_are_commands():
 def test_options_that_are_named_exist():
     known = set(option_names()) | {"stage.*.selection_split", "hydra/launcher"}
     named = set(
-        re.findall(r"`((?:model|dataset|attack|evaluation_attack|stage|logger|runtime)\.[\w.*]+)", README)
+        re.findall(r"`((?:model|dataset|attack|evaluation_attack|stage|logger|runtime)\.[\w.*]+)", TEXT)
     )
-    assert named and {name.rstrip(".") for name in named} <= known
+    named = {name.rstrip(".") for name in named if not name.endswith("*")}
+    assert named and named <= known
 
 
 def test_targets_and_files_that_are_named_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"\bmake (\w[\w-]*)", README)):
+    for target in set(re.findall(r"(?:`|^)make (\w[\w-]*)", TEXT, re.MULTILINE)):
         assert f"\n{target}:" in makefile
-    for path in re.findall(r"\]\((docs/[^)]+)\)", README):
+    for path in re.findall(r"\]\((docs/[^)]+)\)", TEXT):
         assert (ROOT / path).is_file()
-    for path in set(re.findall(r"`((?:rift|scripts|tests|conf)/[\w/.]*)", README)):
+    for path in set(re.findall(r"`((?:rift|scripts|tests|conf)/[\w/.]*)", TEXT)):
         assert (ROOT / path).exists(), path
