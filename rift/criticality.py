@@ -198,7 +198,11 @@ def _largest_share(parts: Sequence[float], wholes: Sequence[float]) -> float:
 
 
 def _gradients(
-    logits: Logits, weights: Weights, boundary: tuple[Tensor, ...], labels: Tensor, at_once: int | None
+    logits: Logits,
+    weights: Weights,
+    boundary: tuple[Tensor, ...],
+    labels: Tensor,
+    at_once: int | None = None,
 ) -> Weights:
     """Of the mean loss of a batch; summed over its parts where it finds no room as a whole."""
     weights = tuple(weight.detach().requires_grad_() for weight in weights)

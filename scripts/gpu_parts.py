@@ -71,11 +71,24 @@ class Check:
         return (time.perf_counter() - began) / times
 
 
+EXTRAS = (
+    "submitit",
+    "hydra_plugins",
+    "altair",
+    "vl_convert",
+)  # packages of extras, which a GPU machine may lack
+
+
 def versions(check: Check) -> Lines:
-    """Every module of the package imports; what is installed."""
+    """Every module of the package imports, but for what an extra is missing; what is installed."""
     for module in pkgutil.walk_packages(rift.__path__, "rift."):
-        if not module.name.endswith("__main__"):
+        if module.name.endswith("__main__"):
+            continue
+        try:
             importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXTRAS:
+                raise
     command = shlex.join(["python", *sys.argv])
     yield {"python": sys.version.split()[0], **provenance(), "command": command, **check.runtime.describe()}
     if check.device.type == "cuda":
