@@ -178,9 +178,11 @@ def plan_table(steps: Sequence[Step], title: str) -> Table:
 def plan_lines(steps: Sequence[Step]) -> list[str]:
     """The plan where there is no terminal, a line for each step."""
     lines = []
+    timed = any(step.seconds is not None for step in steps)
     for step in steps:
-        time = _time_of(step)
-        lines.append(f"{step.section}: {step.account} ({step.size})" + (f", {time}" if time else ""))
+        time = _time_of(step) if timed else ""
+        about = ", about " if step.seconds is not None else ", "
+        lines.append(f"{step.section}: {step.account} ({step.size})" + (about + time if time else ""))
     return lines
 
 
