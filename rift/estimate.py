@@ -29,6 +29,7 @@ from rift.errors import UserError
 from rift.models import scannable_modules
 from rift.pipeline import Pipeline
 from rift.plan import REUSED, Step
+from rift.progress import no_bars
 from rift.runtime import CraftingNetwork, distributed, random_state, restore_random_state
 from rift.runtime.device import DTYPES
 from rift.runtime.throughput import at_flops, wait_for
@@ -40,6 +41,7 @@ from rift.stages.mrc_scan import criticality_of, make_solver, robustness, scanne
 log = logging.getLogger(__name__)
 
 TRAINING, SCAN, TUNING, ATTACK = 0.8, 0.6, 0.3, 0.3  # seconds on which a measurement's size is reckoned
+PATIENCE = 12  # times as long as that, for a network of which two images take longer
 FEWEST = 2  # images; fewer have no variance that BatchNorm could divide by
 LARGEST = 256  # images of a forward pass
 SCANNED = 4  # modules whose scan is timed, evenly spread from the first to the last
@@ -61,7 +63,7 @@ def with_times(steps: Sequence[Step], pipeline: Pipeline) -> list[Step]:
     graphs = runtime.device.type == "cuda" and runtime.cuda_graphs
     if distributed.active() or graphs or runtime.compile or not pipeline.config.runtime.estimate:
         return list(steps)
-    with _generators_kept():
+    with _generators_kept(), no_bars():
         clock = _Clock(pipeline)
         return [step if step.state == REUSED else replace(step, seconds=clock.of(step)) for step in steps]
 
@@ -222,13 +224,15 @@ class _Clock:
         while True:
             images = self._images(self._few(self.session.dataset.train, count))
             with torch.no_grad():
-                self.network(images)  # to warm up
-                began = self._now()
-                self.network(images)
-                seconds = self._now() - began
+                seconds = min(self._once(images) for _ in range(3))  # the first has to warm up
             if seconds > 0.02 or count == most:  # the clock is sure of that, and longer is not needed
                 return max(seconds, 1e-6) / count
             count = min(4 * count, most)
+
+    def _once(self, images: Tensor) -> float:
+        began = self._now()
+        self.network(images)
+        return self._now() - began
 
     def _attacked(self, attack: Attack, precision: torch.dtype) -> float | None:
         """Seconds of one image in one attack run, with its verdicts."""
@@ -258,8 +262,13 @@ class _Clock:
     # -- what it is measured on ------------------------------------------------------------------
 
     def _affordable(self, budget: float, passes: float, most: int) -> int | None:
-        """How many images go through so many forward passes in `budget` seconds; None if too few."""
-        count = min(int(budget / (passes * self._forward)), most, len(self.session.dataset.train))
+        """How many images go through so many forward passes in `budget` seconds; None if too few.
+
+        Of a large network the fewest may take longer, within `PATIENCE`.
+        """
+        one = passes * self._forward
+        count = FEWEST if budget < FEWEST * one <= PATIENCE * budget else int(budget / one)
+        count = min(count, most, len(self.session.dataset.train))
         return None if count < FEWEST else count
 
     def _on(self, count: int) -> Session:

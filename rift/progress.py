@@ -37,6 +37,17 @@ def terminal_width() -> int | None:
     return _shared.width - len("WARNING  ")  # what the handler puts before it
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Within it no bar is drawn: for work of seconds that is not the job's own."""
+    global _bars
+    before, _bars = _bars, False
+    try:
+        yield
+    finally:
+        _bars = before
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
