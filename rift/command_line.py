@@ -43,11 +43,12 @@ _REFERENCE = r"\$\{(?:half:)?(?!\.*hydra\b)[\w.]+\}"  # to another option of our
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # how they are read is not what they say
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str], *, checking: bool = False) -> None:
     """Refuses what Hydra would execute, read from elsewhere, or answer with a traceback.
 
     Args:
-        arguments: the command line, without the program's name.
+        arguments: the command line, without the program's name, and without `--check`.
+        checking: whether that was there.
 
     Raises:
         UserError: an argument that is not taken.
@@ -60,7 +61,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         if getattr(flags, name) is not None:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} is not taken: options come from rift's own files and the command line.")
-    _check_flags(flags)
+    _check_flags(flags, checking)
     if flags.shell_completion:
         _check_completion(flags.overrides)
         return
@@ -109,8 +110,10 @@ def _flags(arguments: Sequence[str]) -> Namespace:
     return parser.parse_args(list(arguments))
 
 
-def _check_flags(flags: Namespace) -> None:
+def _check_flags(flags: Namespace, checking: bool) -> None:
     given = [shown for name, shown in _SHOWN.items() if getattr(flags, name)]
+    if checking and set(given) - {"-m"}:
+        raise UserError(f"--check and {given[0]} cannot go together: leave out one of them.")
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} cannot go together: leave out one of them.")
     if flags.resolve and not (flags.cfg or flags.help):

@@ -151,6 +151,7 @@ class RuntimeConfig:
     batch_size: int = 512  # images per batch where no weights are updated
     cache_mib: int | None = None  # bound of the MRC scan's activation cache; null: see Runtime
     threads: int | None = None  # CPU threads; null is torch's choice
+    estimate: bool = True  # time the first batches, so that the plan says how long each stage will take
 
     def check(self, where: str) -> None:
         one_of(f"{where}.precision", self.precision, ("auto", "float32", "bfloat16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import platform
@@ -21,11 +22,14 @@ from rich.console import Console
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import nearest_existing, save_json
 from rift.config import Config
+from rift.estimate import with_times
 from rift.explain import in_one_line
 from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_holder
 from rift.locks import held
 from rift.naming import chosen_plugins
 from rift.pipeline import Pipeline
+from rift.plan import machine, make_plan, plan_lines, plan_table
+from rift.progress import terminal_width
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
 from rift.runtime import Runtime, computes_bfloat16, distributed
@@ -74,15 +78,8 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
         UserError: see `make_session` and `Pipeline.run`.
         OSError: the output folder cannot be written.
     """
-    if distributed.is_writer():
-        _check_writable(Path(config.output))
-    runtime = make_runtime(config)
-    session = make_session(config, runtime)
-    pipeline = Pipeline(config, session, Store(Path(config.output) / "store"))
-    key, name = job_key(config, runtime), " ".join([pipeline.name, *varied])
-    seen = [key, session.dataset.identity, pipeline.checkpoint_digest, str(torch.__version__)]
-    distributed.require_same(seen, "options, images, checkpoint or version of torch")
-    pipeline.rehearse()
+    pipeline = prepare(config)
+    key, name = job_key(config, pipeline.session.runtime), " ".join([pipeline.name, *varied])
     if not distributed.is_writer():
         return _follow(pipeline)
     folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
@@ -92,6 +89,7 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
         distributed.from_writer(lambda: None)  # the others wait for the lock
         save_json(folder / "config.json", asdict(config))
         _announce(config, folder, pipeline)
+        _announce_plan(pipeline)
         tracker = open_tracker(
             config.logger.name,
             mode=config.logger.mode,
@@ -112,6 +110,31 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
                 save_json(folder / "summary.json", summary)
                 _report(folder, tracker, summary)
     return summary
+
+
+def prepare(config: Config) -> Pipeline:
+    """Does all that can be checked before the first epoch, and writes no result.
+
+    Args:
+        config: checked configuration.
+
+    Returns:
+        The job's pipeline, rehearsed.
+
+    Raises:
+        UserError: see `make_session` and `Pipeline.rehearse`.
+        OSError: the output folder cannot be written.
+    """
+    if distributed.is_writer():
+        _check_writable(Path(config.output))
+    runtime = make_runtime(config)
+    session = make_session(config, runtime)
+    pipeline = Pipeline(config, session, Store(Path(config.output) / "store"))
+    seen = [job_key(config, runtime), session.dataset.identity, pipeline.checkpoint_digest]
+    seen += [str(torch.__version__)]
+    distributed.require_same(seen, "options, images, checkpoint or version of torch")
+    pipeline.rehearse()
+    return pipeline
 
 
 def _follow(pipeline: Pipeline) -> dict[str, Any]:
@@ -209,6 +232,21 @@ def _announce(config: Config, folder: Path, pipeline: Pipeline) -> None:
             message = "%s attacks within %s of %s, training within %s of %s"
             own = config.attack
             log.warning(message, role, attack.epsilon, attack.norm, own.epsilon, own.norm)
+
+
+def _announce_plan(pipeline: Pipeline) -> None:
+    """A table where there is a terminal, else a line for each stage."""
+    about = machine(pipeline.config, pipeline.session.runtime)
+    steps = with_times(make_plan(pipeline), pipeline)
+    width = terminal_width()
+    if width is None:
+        for line in [f"plan: {about}", *(f"plan: {line}" for line in plan_lines(steps))]:
+            log.info("%s", line)
+        return
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(plan_table(steps, f"Plan: {about}"))
+    log.info("%s", "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
 
 
 def slow_bfloat16(config: Config, device: torch.device) -> str | None:

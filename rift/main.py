@@ -13,12 +13,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rift import launchers, signals, sweep, torchrun
+from rift import dry_run, launchers, signals, sweep, torchrun
 from rift.command_line import GROUPS, check_arguments, check_working_folder
 from rift.conf_files import CONF
 from rift.config import register_plugins, to_config
 from rift.errors import JobFailed, UserError
-from rift.explain import EXPECTED, SOME_FAILED, exit_code, in_one_line, leave
+from rift.explain import EXPECTED, MISTAKE, SOME_FAILED, exit_code, in_one_line, leave
 from rift.progress import set_up_logging
 from rift.streams import prepare_streams
 
@@ -54,7 +54,22 @@ def task(composed: DictConfig) -> float | None:
     return None
 
 
-_by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
+def check(composed: DictConfig) -> None:
+    """One job that is only checked, as Hydra calls it; see `rift.dry_run`."""
+    set_up_logging()
+    if sweep.place() is None:
+        try:
+            _check(composed, shown=True)
+        except EXPECTED as error:
+            leave(error)
+        return
+    surroundings = HydraConfig.get()
+    overrides = list(surroundings.overrides.task)
+    with sweep.recorded(surroundings.job.num, overrides, carry_on=True, done="fine") as remarks:
+        remarks.append(_check(composed, shown=False))
+
+
+_by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 
 
 def _run(composed: DictConfig) -> float | None:
@@ -66,6 +81,14 @@ def _run(composed: DictConfig) -> float | None:
     with distributed.common_fate(in_one_line):
         summary = run_job(config, _typed(overrides), sweep.varied(overrides))
     return summary.get("rift", summary.get("at", {})).get("clean_accuracy")
+
+
+def _check(composed: DictConfig, shown: bool) -> str:
+    config = to_config(composed)
+    from rift.runtime import distributed  # only now: see _run
+
+    with distributed.common_fate(in_one_line):
+        return dry_run.check(config, shown=shown)
 
 
 def _typed(overrides: list[str]) -> dict[str, Any]:
@@ -117,15 +140,13 @@ def main() -> None:
         if torchrun.several():
             _join_the_others()
         register_plugins()
-        sys.argv[1:] = _in_order(sys.argv[1:])
-        check_arguments(sys.argv[1:])
+        checking, arguments = dry_run.taken_out(sys.argv[1:])
+        sys.argv[1:] = _in_order(arguments)
+        check_arguments(sys.argv[1:], checking=checking)
         check_working_folder()
         launchers.register()
         signals.install(patient=torchrun.several())
-        try:
-            _by_hydra()
-        finally:
-            complete = sweep.finish()
+        complete = _check_by_hydra() if checking else _run_by_hydra()
     except KeyboardInterrupt as stop:
         if torchrun.is_writer():
             print("\nrift: stopped; the same command goes on from here", file=sys.stderr)
@@ -135,11 +156,34 @@ def main() -> None:
     except EXPECTED as error:
         leave(error)
     if not complete:
-        sys.exit(SOME_FAILED)
+        sys.exit(MISTAKE if checking else SOME_FAILED)
     if torchrun.several():
         from rift.runtime import distributed
 
         distributed.finish()
+
+
+def _run_by_hydra() -> bool:
+    """Whether all jobs came to their end."""
+    try:
+        _by_hydra(task)()
+    finally:
+        complete = sweep.finish()
+    return complete
+
+
+def _check_by_hydra() -> bool:
+    """Whether all jobs are fine."""
+    if "-m" not in sys.argv and "--multirun" not in sys.argv:
+        _by_hydra(check)()
+        return True
+    with dry_run.sweep_here(sys.argv[1:]) as arguments:
+        sys.argv[1:] = arguments
+        try:
+            _by_hydra(check)()
+        finally:
+            complete = sweep.finish("check")
+    return complete
 
 
 def _join_the_others() -> None:

@@ -30,6 +30,24 @@ def make_console() -> Console:
     return Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty())
 
 
+def terminal_width() -> int | None:
+    """Columns of a line of the log on the terminal; None where there is none, or several jobs share it."""
+    if _shared is None or not (_shared.is_terminal and _bars):
+        return None
+    return _shared.width - len("WARNING  ")  # what the handler puts before it
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Within it no bar is drawn: for work of seconds that is not the job's own."""
+    global _bars
+    before, _bars = _bars, False
+    try:
+        yield
+    finally:
+        _bars = before
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

@@ -6,6 +6,7 @@ finished result that nobody can tell from a right one.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rift.checkpoint import content_digest, load_tensors, save_tensors, sync_folder
@@ -65,6 +67,18 @@ def read_resume_point(
             log.warning("%s is damaged (%s): not used, what came after it is computed anew", path, error)
             continue
         return {name: tensor.to(device) for name, tensor in tensors.items()}, note
+    return None
+
+
+def noted_rows(folder: Path) -> list[dict[str, Any]] | None:
+    """The metrics that the newest point has, from its header alone; None if there is no point.
+
+    For a plan: the point's tensors are not read, and so it is not known whether they are whole.
+    """
+    for path in points(folder):
+        damaged = (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError)
+        with suppress(*damaged), safe_open(path, framework="pt") as file:
+            return list(json.loads((file.metadata() or {})["note"])["rows"])
     return None
 
 

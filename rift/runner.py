@@ -151,7 +151,7 @@ class Runner:
 
     def _go_on(self, section: str, rows: list[dict[str, Any]]) -> None:
         if rows:
-            log.info("%s: resumed, goes on after %s", section, _label(rows[-1], AXES[section], naming=True))
+            log.info("%s: resumed, goes on after %s", section, label(rows[-1], AXES[section], naming=True))
         self._replay(section, rows)
 
     def _replay(self, section: str, rows: list[dict[str, Any]]) -> None:
@@ -167,10 +167,16 @@ class Runner:
             for name, value in row.items()
             if isinstance(value, float) and name not in (axis, *UNTOLD)
         ]
-        log.info("%s %s: %s", section, _label(row, axis), ", ".join(numbers))
+        log.info("%s %s: %s", section, label(row, axis), ", ".join(numbers))
 
 
-def _label(row: Mapping[str, Any], axis: str, naming: bool = False) -> str:
-    """What a row is about: a module or a corruption by its name, else where it is on its axis."""
+def label(row: Mapping[str, Any], axis: str, naming: bool = False) -> str:
+    """What a row of metrics is about: a module or a corruption by its name, else where it is on its axis.
+
+    Args:
+        row: of one stage.
+        axis: the stage's, of `rift.tracking.AXES`.
+        naming: say what it is, too: `epoch 3`.
+    """
     name = next((name for name in ("module", "corruption", "attack") if name in row), axis)
     return f"{name} {row[name]}" if naming else str(row[name])

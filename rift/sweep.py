@@ -31,6 +31,7 @@ from rift.explain import EXPECTED, in_one_line, leave
 
 VARIABLE = "RIFT_SWEEP"
 LARGEST = 10_000  # jobs of one sweep; Hydra lists and composes all of them before the first begins
+GOOD = ("done", "fine")  # how a job has ended that failed of nothing; fine: it was only checked
 _PLAN = "plan.json"
 _NAMED_ANYWAY = ("model", "dataset", "method", "seed", "model.name", "model.width")  # in every job's name
 
@@ -131,21 +132,28 @@ def _shared(jobs: list[list[str]]) -> set[str]:
 
 
 @contextmanager
-def recorded(number: int, overrides: Sequence[str], *, carry_on: bool) -> Iterator[None]:
+def recorded(
+    number: int, overrides: Sequence[str], *, carry_on: bool, done: str = "done"
+) -> Iterator[list[str]]:
     """Around one job of a sweep: how it ended is noted, and a failure is said at once.
 
     Args:
         number: of the job.
         overrides: its own command line.
         carry_on: swallow the failure, so that a sweeper that stops at the first one does not.
+        done: what its end is called, one of `GOOD`.
+
+    Yields:
+        A list for remarks on a job that comes to its end.
 
     Raises:
         JobFailed: else, instead of what the job raised: it can be carried between processes.
     """
     note = {"overrides": list(overrides), "state": "stopped", "reason": "before its end"}
     _note(number, note)
+    remarks: list[str] = []
     try:
-        yield
+        yield remarks
     except EXPECTED as error:
         reason = in_one_line(error)
         print(f"rift: error: job #{number}: {printable(reason)}", file=sys.stderr)
@@ -153,7 +161,7 @@ def recorded(number: int, overrides: Sequence[str], *, carry_on: bool) -> Iterat
         traceback.print_exc()
         reason = in_one_line(error)
     else:
-        _note(number, note | {"state": "done", "reason": ""})
+        _note(number, note | {"state": done, "reason": "; ".join(remarks)})
         return
     _note(number, note | {"state": "failed", "reason": reason})
     if not carry_on:
@@ -175,7 +183,7 @@ def lost(number: int, reason: str) -> None:
     """
     folder = place()
     noted = _noted(folder / f"{number}.json") if folder is not None else {}
-    if noted.get("state") not in ("done", "failed"):  # else it has said it itself, before it died
+    if noted.get("state") not in (*GOOD, "failed"):  # else it has said it itself, before it died
         _note(number, {**noted, "state": "stopped", "reason": reason})
 
 
@@ -187,8 +195,11 @@ def _noted(path: Path) -> dict[str, Any]:
         return {}
 
 
-def finish() -> bool:
+def finish(heading: str = "ended") -> bool:
     """Shows how every job of the sweep ended, and forgets the sweep.
+
+    Args:
+        heading: of the column that says it.
 
     Returns:
         Whether all of them are done; also where there was no sweep.
@@ -200,8 +211,8 @@ def finish() -> bool:
     rows = list(_rows(folder))
     shutil.rmtree(folder, ignore_errors=True)
     if any(row["state"] != "not run" for row in rows):  # else all is said in the sentence that stopped it
-        _show(rows)
-    return all(row["state"] == "done" for row in rows)
+        _show(rows, heading)
+    return all(row["state"] in GOOD for row in rows)
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -215,7 +226,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         yield row | {"number": number, "job": " ".join(t for t in row["overrides"] if t not in shared)}
 
 
-def _show(rows: Iterable[dict[str, Any]]) -> None:
+def _show(rows: Iterable[dict[str, Any]], heading: str) -> None:
     import pandas as pd
 
     from rift.report.tables import rich_table
@@ -223,7 +234,7 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
     frame = pd.DataFrame(
         {
             "job": f"#{row['number']} {row['job']}".strip(),
-            "ended": row["state"] + (f": {row['reason']}" if row["reason"] else ""),
+            heading: row["state"] + (f": {row['reason']}" if row["reason"] else ""),
         }
         for row in rows
     )

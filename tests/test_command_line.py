@@ -112,7 +112,7 @@ def test_nothing_is_executed_or_read_from_elsewhere(trap, capsys, monkeypatch, a
 @pytest.mark.parametrize("arguments", [HOSTILE[0], HOSTILE[15]], ids=["callback", "rerun"])
 def test_the_trap_springs_where_nothing_is_checked(trap, monkeypatch, arguments):
     """Else the test above would show nothing."""
-    monkeypatch.setattr("rift.main.check_arguments", lambda arguments: None)
+    monkeypatch.setattr("rift.main.check_arguments", lambda arguments, **_: None)
     monkeypatch.setattr("rift.main._run", lambda composed: 0.0)
     typed = [text.format(trap=trap) for text in arguments]
     with suppress(Exception):  # Hydra stumbles over what it has made

@@ -34,6 +34,7 @@ TINY = (
     "dataset.test_limit=100",
     "logger=none",
     "runtime.device=cpu",
+    "runtime.estimate=false",
     "stage.at.epochs=2",
     "stage.at.batch_size=64",
     "stage.at.milestones=[1]",

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from rift.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
+_keeping = ContextVar("keeping", default=True)
 _FORMAT = 1  # raise it when decoding changes, so that older caches are not used
 
 
@@ -47,15 +49,35 @@ def decode_cached(
         kept = _load(path, source, parts, say=True)
         if kept is None:
             count = sum(map(len, parts.values()))
-            log.info("decoding %d images of %s once, into %s", count, name, shown(str(path)))
+            where = f"once, into {shown(str(path))}" if may_keep() else "for this check, keeping nothing"
+            log.info("decoding %d images of %s %s", count, name, where)
             kept = {part: decode_all(paths, size) for part, paths in parts.items()}
-            _save(kept, path, source)
+            if may_keep():
+                _save(kept, path, source)
         return kept
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within it no cache file is written, nor a lock beside one; what is there is read as ever."""
+    before = _keeping.set(False)
+    try:
+        yield
+    finally:
+        _keeping.reset(before)
+
+
+def may_keep() -> bool:
+    """Whether cache files may be written, see `nothing_kept`."""
+    return _keeping.get()
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Jobs that start together fill a cache file once: the others wait here, and then find it."""
+    if not may_keep():
+        yield
+        return
     with ExitStack() as stack:
         # Where no lock can be written no cache can be either; who writes it says so. Some file systems know
         # no locks: there each job fills the cache, one after the other, with the same.

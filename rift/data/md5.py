@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rift.checkpoint import save_json
-from rift.data.cache import alone
+from rift.data.cache import alone, may_keep
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ def remembered_md5(paths: Sequence[Path], notebook: Path) -> dict[Path, str]:
             with ThreadPoolExecutor(_THREADS) as pool:
                 for path, md5 in zip(stale, pool.map(file_md5, stale), strict=True):
                     noted[_key(path)] = [*stamps[path], md5]
-            _write(noted, notebook)
+            if may_keep():
+                _write(noted, notebook)
         return {path: noted[_key(path)][2] for path in paths}
 
 
