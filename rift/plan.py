@@ -182,7 +182,7 @@ def plan_lines(steps: Sequence[Step]) -> list[str]:
     for step in steps:
         time = _time_of(step) if timed else ""
         about = ", about " if step.seconds is not None else ", "
-        lines.append(f"{step.section}: {step.account} ({step.size})" + (about + time if time else ""))
+        lines.append(f"{step.section} {step.account} ({step.size})" + (about + time if time else ""))
     return lines
 
 

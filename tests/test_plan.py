@@ -95,9 +95,9 @@ def test_plain_lines():
         Step("finetune", "runs", [], "1 epoch"),
     ]
     assert plan_lines(steps) == [
-        "at: reused (2 epochs × 200 images)",
-        "mrc: resumes after module conv1 (13 modules), about 2 min",
-        "finetune: runs (1 epoch), not estimated",
+        "at reused (2 epochs × 200 images)",
+        "mrc resumes after module conv1 (13 modules), about 2 min",
+        "finetune runs (1 epoch), not estimated",
     ]
 
 
@@ -155,7 +155,7 @@ def test_results_and_keys_are_those_of_a_run_without_a_clock(finished, tmp_path)
     for path in finished.glob("store/*/*/*.safetensors"):
         twin = tmp_path / path.relative_to(finished)
         assert same_bits(load_file(path), load_file(twin)), path.name
-    assert "plan: mrc: runs (13 modules" in next(tmp_path.glob("jobs/*/*/job.log")).read_text()
+    assert "plan: mrc runs (13 modules" in next(tmp_path.glob("jobs/*/*/job.log")).read_text()
 
 
 # -- the check ------------------------------------------------------------------------------------------

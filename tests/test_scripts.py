@@ -43,6 +43,7 @@ def test_the_benchmark_writes_a_row_per_loop(tmp_path):
     assert machine["versions"]["torch"] and machine["matmul_tflops"] > 0
 
 
+@pytest.mark.slow
 def test_the_gpu_check_runs_through_on_a_cpu(tmp_path):
     files = ["--output", tmp_path / "lines.jsonl", "--options", tmp_path / "options.txt"]
     done = run(sys.executable, "scripts/gpu_check.py", "--small", *files)

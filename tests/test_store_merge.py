@@ -179,7 +179,7 @@ def test_a_job_here_goes_on_from_what_another_machine_has_made(a, b, caplog):
         assert merge(a, b) == 0
     made = results_of(b)
     assert results_of(a) == made
-    assert len([message for message in run(a, "[at,mrc]") if "reused" in message]) == 1
+    assert len([message for message in run(a, "[at,mrc]") if message.startswith("at: reused")]) == 1
     assert results_of(a).items() > made.items()
     assert [job_state(job).state for job in a.glob("jobs/demo/*")] == ["done", "done"]
 

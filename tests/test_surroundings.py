@@ -99,8 +99,9 @@ def unharmed(done, results, usual):
     assert without_versions(results) == without_versions(usual)
 
 
+@pytest.mark.slow
 def test_everything_at_once(anyones, usual):
-    """Each alone is in the slow tests."""
+    """Each alone too, in the tests below."""
     (anyones / "netrc").write_bytes(b"machine \xff broken")
     done, results = in_surroundings(
         anyones,
@@ -160,7 +161,9 @@ def test_a_broken_netrc(tmp_path, usual, netrc):
     assert done.stderr.count("W&B") == 1 and "no credentials found" in done.stderr
 
 
-@pytest.mark.parametrize("logger", [pytest.param("none", marks=pytest.mark.slow), "wandb"])
+@pytest.mark.parametrize(
+    "logger", [pytest.param("none", marks=pytest.mark.slow), pytest.param("wandb", marks=pytest.mark.slow)]
+)
 def test_w_and_b_is_not_installed(tmp_path, usual, logger):
     path = {"PYTHONPATH": without_wandb(tmp_path)}
     done, results = in_surroundings(tmp_path, variables=path, arguments=(f"logger={logger}",))

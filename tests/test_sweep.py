@@ -69,6 +69,7 @@ def test_stopped_by_hand_it_says_what_was_not_run(tmp_path, capsys, monkeypatch)
     assert captured.err.rstrip().endswith("stopped; the same command goes on from here")
 
 
+@pytest.mark.slow
 def test_side_by_side_the_others_finish_too(tmp_path):
     """joblib gives up all jobs at work when one of them raises."""
     arguments = (
