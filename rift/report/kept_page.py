@@ -6,6 +6,7 @@ Every number comes from the kept files; what is not there is "not run".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -227,9 +228,29 @@ def _provenance(kept: Kept) -> str:
         f"other work, commits {', '.join(commits)}.",
         f"Machine: {'; '.join(devices)}. " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
     ]
+    about += _repeated(kept)
     departures = sorted({text for job in kept.of(ROW) for text in job.summary["differences"]})
     about.append("Not the paper's: " + "; ".join(departures) + ".")
     return "\n".join(f"- {line}" for line in about)
+
+
+def _repeated(kept: Kept) -> list[str]:
+    """Whether a row that was run again, from the kept θ_AT, came out the same."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for job in kept.of(ROW):
+        if "sweep" in job.summary and "rift" in job.summary:
+            found.setdefault(job.summary["seed"], []).append(job.summary)
+    again = [summaries for summaries in found.values() if len(summaries) > 1]
+    if not again:
+        return []
+    parts = {"scan": "mrc", "α sweep": "sweep", "evaluation by PGD": "paired"}
+    same = [
+        name for name, key in parts.items() if all(s[key] == all_[0][key] for all_ in again for s in all_)
+    ]
+    other = [name for name in parts if name not in same]
+    words = [f"{', '.join(same)} came out the same to the last digit"] if same else []
+    words += [f"{', '.join(other)} did not"] if other else []
+    return [f"After training, and again from the kept θ_AT (`model.checkpoint=`): {'; '.join(words)}."]
 
 
 def readme_block(kept: Kept) -> str:
