@@ -243,9 +243,19 @@ def _repeated(kept: Kept) -> list[str]:
     again = [summaries for summaries in found.values() if len(summaries) > 1]
     if not again:
         return []
-    parts = {"scan": "mrc", "α sweep": "sweep", "evaluation by PGD": "paired"}
+    parts = {
+        "scan": lambda summary: summary["mrc"],
+        "α sweep": lambda summary: summary["sweep"],
+        "evaluation by PGD": lambda summary: [
+            summary[side][metric]
+            for side in ("at", "rift")
+            for metric in ("clean_accuracy", "robust_accuracy", "robust_accuracy_per_image")
+        ],
+    }
     same = [
-        name for name, key in parts.items() if all(s[key] == all_[0][key] for all_ in again for s in all_)
+        name
+        for name, part in parts.items()
+        if all(part(summary) == part(first) for first, *others in again for summary in others)
     ]
     other = [name for name in parts if name not in same]
     words = [f"{', '.join(same)} came out the same to the last digit"] if same else []
