@@ -97,6 +97,7 @@ def test_narrow_strided_1x1_convolutions_stay_row_major_on_a_cpu(width):
     assert runtime.laid_out(torch.rand(2, 3, 4, 4)).is_contiguous() == (width < 8)
 
 
+@pytest.mark.slow
 def test_a_narrow_network_trains_on_a_cpu_with_avx2_alone(tmp_path):
     """In a process of its own, since the fault would abort the tests."""
     arguments = (*TINY, "model.width=4", "stage=rift", f"output={tmp_path}")
