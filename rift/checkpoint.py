@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -100,6 +101,18 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
             "make it anew."
         ) from error
     return {name: tensor.to(device) for name, tensor in tensors.items()}, note
+
+
+def to_bytes(value: Any) -> bytes:
+    """Numbers, texts and tensors, in lists, tuples and dictionaries, as `from_bytes` reads them."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def from_bytes(content: bytes, device: torch.device | str | None = None) -> Any:
+    """What `to_bytes` was given, on the device or where its tensors were. Nothing of it can run."""
+    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
 
 
 def _no_constant(word: str) -> None:

@@ -10,15 +10,12 @@ image were right and had to be attacked, the scan as if no module stopped early.
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +27,9 @@ from rift.models import scannable_modules
 from rift.pipeline import Pipeline
 from rift.plan import REUSED, Step
 from rift.progress import no_bars
-from rift.runtime import CraftingNetwork, distributed, random_state, restore_random_state
+from rift.runtime import CraftingNetwork, distributed
 from rift.runtime.device import DTYPES
+from rift.runtime.switches import generators_kept
 from rift.runtime.throughput import at_flops, wait_for
 from rift.stages import Session, adversarial_training, fine_tuning
 from rift.stages.adversarial_training import robust_accuracy_is_due
@@ -63,21 +61,9 @@ def with_times(steps: Sequence[Step], pipeline: Pipeline) -> list[Step]:
     graphs = runtime.device.type == "cuda" and runtime.cuda_graphs
     if distributed.active() or graphs or runtime.compile or not pipeline.config.runtime.estimate:
         return list(steps)
-    with _generators_kept(), no_bars():
+    with generators_kept(), no_bars():
         clock = _Clock(pipeline)
         return [step if step.state == REUSED else replace(step, seconds=clock.of(step)) for step in steps]
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Torch's, numpy's and Python's global generators are afterwards what they were."""
-    torchs, numpys, pythons = random_state(), np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        restore_random_state(torchs)
-        np.random.set_state(numpys)
-        random.setstate(pythons)
 
 
 class _Clock:

@@ -15,7 +15,8 @@ from rift.models import scannable_modules
 from rift.pipeline import UNKNOWN, Pipeline
 from rift.resume_point import noted_rows
 from rift.runner import label
-from rift.runtime import Runtime, distributed, random_state, restore_random_state
+from rift.runtime import Runtime, distributed
+from rift.runtime.switches import generators_kept
 from rift.store import StageFolder
 from rift.tracking import AXES
 
@@ -72,9 +73,8 @@ class _Sizes:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.config, self.dataset = pipeline.config, pipeline.session.dataset
-        state = random_state()
-        network = pipeline.session.new_network()  # which seeds the generators
-        restore_random_state(state)
+        with generators_kept():
+            network = pipeline.session.new_network()  # which seeds them
         scans = self.config.stage.mrc.scans
         self.scanned = [name for name in scannable_modules(network) if scans(name)]
 

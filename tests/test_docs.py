@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_jobs import tiny_config
+from tiny_jobs import script, tiny_config
 
 from rift.job import run_job
 
@@ -16,17 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-def _script(name: str):
-    found = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 def test_the_page_of_options_is_written_from_the_schema():
-    script = _script("configuration_page")
-    page = script.page()
-    assert script.PAGE.read_text("utf-8") == page, "run scripts/configuration_page.py"
+    page_script = script("configuration_page")
+    page = page_script.page()
+    assert page_script.PAGE.read_text("utf-8") == page, "run scripts/configuration_page.py"
     without = re.findall(r"^\| (`[\w.]+`) .*\|\s+\|$", page, re.MULTILINE)
     assert not without, f"options without a word of explanation: {without}"
 

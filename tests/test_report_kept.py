@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import report_samples as samples
 import torch
 from safetensors.torch import save_file
-from tiny_jobs import config_of
+from tiny_jobs import config_of, script
 
 from rift.assembly import make_attack, make_runtime, make_session
 from rift.checkpoint import load_tensors
@@ -119,21 +118,14 @@ def _squeezed(table: str) -> str:
 # ---- the real ones ----------------------------------------------------------------------------------------
 
 
-def _script():
-    found = importlib.util.spec_from_file_location("results_page", ROOT / "scripts" / "results_page.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 def test_the_kept_files_are_what_was_kept():
     assert damaged(KEPT) == []
 
 
 def test_page_and_readme_are_written_from_the_kept_files():
-    script, kept = _script(), read_kept(KEPT)
+    page_script, kept = script("results_page"), read_kept(KEPT)
     names = {name: f"results-{name}.png" for name in kept_figures(kept)}
-    for path, text in script.texts(kept, names).items():
+    for path, text in page_script.texts(kept, names).items():
         assert path.read_text("utf-8") == text, f"{path} is out of date: run scripts/results_page.py"
     assert all((ROOT / "docs" / name).is_file() for name in names.values())
 

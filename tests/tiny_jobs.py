@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import logging
 import os
@@ -65,6 +66,15 @@ def _composed(overrides: tuple[str, ...], hydra: bool):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [quoted(text) for text in overrides], return_hydra_config=hydra)
+
+
+def script(name: str):
+    """A file of `scripts/` as a module."""
+    path = Path(__file__).resolve().parent.parent / "scripts" / f"{name}.py"
+    found = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 def config_of(*overrides: str):

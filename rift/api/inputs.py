@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +19,7 @@ from rift.limits import LARGEST_SEED, at_least, one_of
 from rift.models import scannable_modules
 from rift.runtime import Runtime, batchnorm_layers, choose_device, choose_precision, row_major_is_faster
 from rift.runtime.crafting import traceable
-from rift.runtime.switches import random_state, restore_random_state
+from rift.runtime.switches import generators_kept
 from rift.stages import Session
 
 Images = Tensor | Iterable[Any]
@@ -276,20 +274,17 @@ def session_of(model: nn.Module, split: Split, runtime: Runtime, seed: int) -> S
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Global random generators stay as they are, and sentences speak of this interface's arguments."""
-    before = random.getstate(), np.random.get_state(), random_state()
     try:
-        yield
+        with generators_kept():
+            yield
     except UserError as error:
         raise UserError(_in_our_words(error.args[0])) from error
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        restore_random_state(before[2])
 
 
 def _in_our_words(sentence: str) -> str:
     """The stages' sentences name the command line's options."""
     sentence = re.sub(r"\bstage\.(?:mrc|finetune|interpolate)\.", "options.", sentence)
     return sentence.replace("runtime.batch_size", "batch_size").replace(
-        "lower runtime.cache_mib (fewer activations are kept, the numbers stay), or ", "lower "
+        "lower runtime.cache_mib (fewer activations are kept, the numbers stay)",
+        "give fewer images, options.max_images",
     )

@@ -8,7 +8,6 @@ takes (a stage that another job works on, a share of the scan), unless a process
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import time
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rift import signals, torchrun
+from rift.checkpoint import from_bytes, to_bytes
 from rift.errors import UserError
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ def from_writer(make: Callable[[], T]) -> T:
     key = _next_key()
     if is_writer():
         value = make()
-        _run.store.set(key, _packed(value))
+        _run.store.set(key, to_bytes(value))
         return value
     value = _received(key)
     _drop_once_read([key], by=_run.size - 1)
@@ -158,7 +158,7 @@ def gather(value: T) -> list[T]:
         return [value]
     key = _next_key()
     keys = [f"{key}/{rank}" for rank in range(_run.size)]
-    _run.store.set(keys[_run.rank], _packed(value))
+    _run.store.set(keys[_run.rank], to_bytes(value))
     values = [_received(one) for one in keys]
     _drop_once_read(keys, by=_run.size)
     return values
@@ -201,13 +201,7 @@ def _received(key: str) -> Any:
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
     # Whoever reaches the store's port can write there, so nothing that is read may run.
-    return torch.load(io.BytesIO(_run.store.get(key)), weights_only=True)
-
-
-def _packed(value: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file)
-    return file.getvalue()
+    return from_bytes(_run.store.get(key))
 
 
 def _drop_once_read(keys: Sequence[str], by: int) -> None:

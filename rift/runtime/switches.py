@@ -73,6 +73,18 @@ def restore_random_state(state: Mapping[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """The global generators of torch, numpy and Python are afterwards what they were."""
+    torchs, numpys, pythons = random_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        restore_random_state(torchs)
+        np.random.set_state(numpys)
+        random.setstate(pythons)
+
+
 def seed_everything(*key: int | str) -> None:
     """Seeds the global generators: initialisation and dropout draw from them, nothing else of ours does."""
     seed = derive_seed(*key) % 2**32

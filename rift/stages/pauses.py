@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rift import signals
+from rift.checkpoint import from_bytes, to_bytes
 from rift.runtime import Runtime, distributed
 from rift.stages.folder import Folder
 
@@ -51,12 +51,9 @@ class Pauses:
 
 def packed(value: Any) -> Tensor:
     """Numbers, texts and tensors, in lists, tuples and dictionaries, as one uint8 tensor on the CPU."""
-    file = io.BytesIO()
-    torch.save(value, file)
-    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(to_bytes(value)), dtype=torch.uint8)
 
 
 def unpacked(tensor: Tensor) -> Any:
     """What `packed` was given, its tensors on the tensor's device. Nothing of it can run."""
-    file = io.BytesIO(tensor.cpu().numpy().tobytes())
-    return torch.load(file, map_location=tensor.device, weights_only=True)
+    return from_bytes(tensor.cpu().numpy().tobytes(), tensor.device)
