@@ -178,8 +178,29 @@ def state_of(output: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_whole_job_has_one_writer_and_the_results_of_one_process(tmp_path):
-    arguments = [*SMALL, "stage.evaluate.measure=[pgd,corruptions]", "stage.evaluate.severities=[5]"]
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        (
+            ["stage.evaluate.measure=[pgd,corruptions]", "stage.evaluate.severities=[5]"],
+            {"mrc", "interpolate", "evaluate", "corruptions"},
+        ),
+        (
+            [
+                "stage.run=[at,mrc,gains,joint,finetune,interpolate,evaluate]",
+                "stage.finetune.target=joint_k",
+                "stage.finetune.top_k=2",
+                "stage.evaluate.measure=[pgd,auto_attack]",
+                "stage.evaluate.auto_attack=quick",
+                "stage.evaluate.auto_attack_images=70",
+            ],
+            {"mrc", "gains", "joint", "interpolate", "evaluate", "auto_attack"},
+        ),
+    ],
+    ids=["corruptions", "gains joint auto_attack"],
+)
+def test_a_whole_job_has_one_writer_and_the_results_of_one_process(tmp_path, options, stages):
+    arguments = [*SMALL, *options]
     one, two = tmp_path / "one", tmp_path / "two"
     alone = subprocess.run(
         **subprocess_arguments(*arguments, f"output={one}"), capture_output=True, text=True
@@ -192,7 +213,7 @@ def test_a_whole_job_has_one_writer_and_the_results_of_one_process(tmp_path):
     assert shared.stderr.count("INFO job:") == 1 and shared.stdout.count("page:") == 1
     assert "Traceback" not in shared.stderr and state_of(two)["state"] == "done"
     folders = results(one)
-    assert {folder.parent.name for folder in folders} >= {"mrc", "interpolate", "evaluate", "corruptions"}
+    assert {folder.parent.name for folder in folders} >= stages
     for folder in folders:
         other = two / folder.relative_to(one)
         assert rows_of(folder) == rows_of(other), folder.parent.name

@@ -16,7 +16,7 @@ from rift.checkpoint import save_tensors
 from rift.data import batches, load_dataset
 from rift.methods import make_method
 from rift.runtime import distributed, gradient_pass
-from rift.stages import adversarial_training, interpolation, mrc_scan
+from rift.stages import adversarial_training, interpolation, mrc_scan, natural_shift
 
 crafter = import_module("rift.stages.adversarial_training").crafter  # the package has a function of that name
 # Shares of 26 and 27 images, and of 22 at the end of an epoch.
@@ -81,6 +81,8 @@ def after_training(root: Path, weights: Path) -> None:
             ours.network(theta_at), ours.dataset.test, at.ATTACK, runs=3, exact_runs=exact, purpose="here"
         )
         found |= {f"clean {exact}": verdicts.clean, f"robust {exact}": verdicts.robust}
+    shift = natural_shift(ours, stage_folder(root / "shift"), theta_at, ours.dataset.test)
+    found["natural shift"] = torch.tensor(shift["clean_accuracy"], dtype=torch.float64)
     if distributed.is_writer():
         save_tensors(root / "verdicts.safetensors", found)
 
