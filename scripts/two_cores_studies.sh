@@ -48,6 +48,7 @@ fi
 if wanted row; then
   main_row 'stage.evaluate.measure=[pgd,corruptions]'
   main_row 'stage.evaluate.measure=[pgd,auto_attack,corruptions]' stage.evaluate.auto_attack_images=1000
+  main_row study=published_row arm=moving 'stage.evaluate.measure=[pgd,corruptions]'
   main_row study=pgd50 evaluation_attack.steps=50 stage.evaluate.restarts=1 stage.evaluate.exact_runs=false \
     'stage.evaluate.measure=[pgd]'
 fi

@@ -23,7 +23,17 @@ NOT_RUN = "Not run."
 
 def row_table(kept: Kept) -> str:
     """θ_AT and θ* in everything that was measured of the row."""
-    jobs, rows = row_jobs(kept), []
+    pgd50 = _metric_row("robust, PGD-50", "robust_accuracy", "robust", kept.of("pgd50"))
+    return markdown_table(pd.DataFrame([*_metric_rows(row_jobs(kept)), pgd50]))
+
+
+def published_row_table(kept: Kept) -> str:
+    """The same row but for the statistics, which move in the published code."""
+    jobs = kept.of("published_row")
+    return markdown_table(pd.DataFrame(_metric_rows(jobs))) if jobs else NOT_RUN
+
+
+def _metric_rows(jobs: Sequence[Job]) -> list[dict[str, str]]:
     wanted = [
         ("clean", "clean_accuracy", "clean"),
         ("robust, worst of 3 runs", "robust_accuracy", "robust"),
@@ -31,10 +41,7 @@ def row_table(kept: Kept) -> str:
         ("OOD, generated images", "ood_accuracy_generated", "ood"),
         ("AutoAttack, 1000 images", "auto_attack_accuracy", "auto_attack"),
     ]
-    for name, metric, which in wanted:
-        rows.append(_metric_row(name, metric, which, jobs))
-    rows.append(_metric_row("robust, PGD-50", "robust_accuracy", "robust", kept.of("pgd50")))
-    return markdown_table(pd.DataFrame(rows))
+    return [_metric_row(name, metric, which, jobs) for name, metric, which in wanted]
 
 
 def _metric_row(name: str, metric: str, which: str, jobs: Sequence[Job]) -> dict[str, str]:
@@ -134,6 +141,7 @@ def stability_table(kept: Kept) -> str:
 Section = tuple[str, Callable[[Kept], str], str | None]
 SECTIONS: tuple[Section, ...] = (
     ("The row", row_table, "alpha"),
+    ("The row, with all BatchNorm statistics moving as in the published code", published_row_table, None),
     ("Is the least critical module the best one to fine-tune?", modules_table, "modules"),
     ("Does the ranking depend on how it is measured?", stability_table, "mrc"),
     ("What is fine-tuned", targets_table, "curves"),
@@ -265,16 +273,27 @@ def _repeated(kept: Kept) -> list[str]:
 
 def readme_block(kept: Kept) -> str:
     """The table of the README's first screen."""
-    jobs = row_jobs(kept)
     columns = (
         ("clean", "clean", "clean_accuracy"),
         ("OOD, generated corruptions", "ood", "ood_accuracy_generated"),
         ("robust, PGD-10 worst of 3", "robust", "robust_accuracy"),
     )
-    rows: dict[str, dict[str, str]] = {"AT": {}, "RiFT": {}, "Δ": {}, "seen": {}}
-    for name, which, metric in columns:
-        found = _metric_row(name, metric, which, jobs)
-        for row, cells in rows.items():
-            cells[name] = found[row]
-    table = pd.DataFrame([{"": row, **cells} for row, cells in rows.items()])
-    return markdown_table(table)
+    rows = []
+    for title, jobs in (("RiFT", row_jobs(kept)), ("RiFT with moving statistics¹", kept.of("published_row"))):
+        found = {name: _metric_row(name, metric, which, jobs) for name, which, metric in columns}
+        for part in ("AT", "RiFT", "Δ", "seen"):
+            label = f"{title}, α\\* {_alphas(jobs)}" if part == "RiFT" else part
+            rows.append({"": label} | {name: cells[part] for name, cells in found.items()})
+    rows = [row for number, row in enumerate(rows) if number == 0 or row[""] != "AT"]
+    return f"{markdown_table(pd.DataFrame(rows))}\n\n{README_NOTE}"
+
+
+def _alphas(jobs: Sequence[Job]) -> str:
+    found = pd.Series([job.summary["alpha"] for job in jobs], dtype=float)
+    return mean_and_std(found, expected=len(found), decimals=1) if jobs else MISSING
+
+
+README_NOTE = (
+    "¹ As in the published code, all BatchNorm statistics move while one module is fine-tuned; the paper's "
+    "text freezes everything else."
+)
