@@ -132,6 +132,38 @@ def test_jobs_that_differ_in_their_target_share_a_network():
     ]
 
 
+def scanned(folder, **options):
+    stages = {"at": "store/at/net-1", "mrc": f"store/mrc/{folder}"}
+    return summary(
+        options={f"stage.finetune.{name}": value for name, value in options.items()}, stages=stages
+    )
+
+
+def test_jobs_that_share_a_scan_are_one_network_and_names_say_what_differs():
+    jobs = shown(scanned("net-2", batchnorm="frozen", lr=0.1), scanned("net-2", batchnorm="train", lr=0.1))
+    assert [one.series for one in jobs] == ["finetune.batchnorm=frozen", "finetune.batchnorm=train"]
+    assert [one.network for one in jobs] == ["resnet18, cifar10, pgd_at"] * 2
+
+
+def test_two_scans_never_share_a_name():
+    found = [
+        ("net-2", "frozen", 0.1),
+        ("net-2", "train", 0.1),
+        ("net-3", "frozen", 0.2),
+        ("net-3", "train", 0.2),
+    ]
+    jobs = shown(*(scanned(folder, batchnorm=how, lr=rate) for folder, how, rate in found))
+    assert [one.network for one in jobs] == ["finetune.lr=0.1"] * 2 + ["finetune.lr=0.2"] * 2
+    found = [
+        ("net-2", "frozen", 0.1),
+        ("net-2", "train", 0.2),
+        ("net-3", "frozen", 0.2),
+        ("net-3", "train", 0.3),
+    ]
+    networks = [one.network for one in shown(*(scanned(f, batchnorm=how, lr=rate) for f, how, rate in found))]
+    assert len(set(networks)) == 2 and networks[0] == networks[1] and networks[2] == networks[3]
+
+
 def test_training_curves_come_from_the_store_beside_the_jobs_alone(tmp_path):
     elsewhere = "/somewhere/else/store/at/net-12"  # the machine that wrote the summary
     lines = [{"epoch": e, "train_loss": 2.0 / e, "clean_accuracy": 0.1 * e, "lr": 0.1} for e in (1, 2)]

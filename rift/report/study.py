@@ -55,12 +55,13 @@ def jobs_frame(jobs: Iterable[Job]) -> pd.DataFrame:
         summary = job.summary
         at, rift = (with_tradeoff(summary, which) for which in ("at", "rift"))
         restarts = (summary.get("attack") or {}).get("restarts")
+        runs = f", {restarts} run{'s' * (restarts != 1)}" if restarts else ""
         record = {
             key: summary.get(key) for key in ("model", "dataset", "method", "protocol", "seed", "name", "key")
         }
         record |= {
             "target": canonical_target(summary),
-            "attack": attack_text(summary) + (f", {restarts} runs" if restarts else ""),
+            "attack": attack_text(summary) + runs,
             "ood": _ood_setting(summary.get("options") or {}),
             "smoke": bool(summary.get("smoke")),
         }

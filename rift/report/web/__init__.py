@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rift.report.web.contents import numbered, page_jobs, page_sections
+from rift.report.web.contents import page_jobs, page_sections
+from rift.report.web.naming import numbered
 from rift.report.web.page import PageTable, write_page
 
 __all__ = ["PageTable", "numbered", "page_jobs", "page_sections", "write_page"]

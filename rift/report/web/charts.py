@@ -32,7 +32,7 @@ _CONFIG = {
         "orient": "top",
         "direction": "vertical",
         "title": None,
-        "labelLimit": 420,
+        "labelLimit": 560,
         "symbolLimit": 60,
         "labelFontSize": 12,
         "symbolSize": 80,

@@ -23,29 +23,6 @@ _MOST = 40  # figures of one kind; more make a page that nobody reads
 _BANDS = "Bands and bars are ± one standard deviation over seeds; of a single seed "
 
 
-def numbered(jobs: pd.DataFrame) -> list[Shown]:
-    """The jobs with their numbers and with the words that tell their settings apart.
-
-    Args:
-        jobs: as `one_job_per_seed` returns them, in the order of the page.
-    """
-    varied = [name for name in SETTING if jobs[name].nunique() > 1]
-    told = [name for name in varied if name != "ood"]
-    series = _labels(jobs, told or ["model", "dataset", "method"])
-    network = [name for name in told if name != "target"]
-    networks = _labels(jobs, network or ["model", "dataset", "method"])
-    return [
-        Shown(f"#{position}", job, *labels)
-        for position, (job, *labels) in enumerate(zip(jobs["job"], series, networks, strict=True), start=1)
-    ]
-
-
-def _labels(jobs: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """The values of some columns as one text per job."""
-    rows = jobs[list(names)].replace({"smoke": {"True": "smoke", "False": ""}}).itertuples(index=False)
-    return [", ".join(value for value in map(str, row) if value) or "other" for row in rows]
-
-
 def page_sections(
     jobs: pd.DataFrame, shown: Sequence[Shown], tables: Sequence[PageTable]
 ) -> list[PageSection]:
@@ -128,10 +105,17 @@ def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
 
 
 def _without_shared(cells: pd.DataFrame, keep: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """Columns of the setting that are the same in every row become a sentence."""
+    """What is the same in every row of the columns of the setting becomes a sentence."""
     same = [name for name in SETTING if name in cells and cells[name].nunique() == 1]
-    told = ", ".join(f"{name} {cells[name].iloc[0]}" for name in same if cells[name].iloc[0] != MISSING)
-    return cells.drop(columns=[name for name in same if name not in keep]), f"All: {told}. " if told else ""
+    told = [f"{name} {cells[name].iloc[0]}" for name in same if cells[name].iloc[0] != MISSING]
+    cells = cells.drop(columns=[name for name in same if name not in keep])
+    if "attack" in cells:
+        words = [text.split(", ") for text in cells["attack"]]
+        shared = [word for word in words[0] if all(word in own for own in words)]
+        rest = [", ".join(word for word in own if word not in shared) for own in words]
+        if all(rest):
+            cells["attack"], told = rest, told + [f"attack {', '.join(shared)}"] * bool(shared)
+    return cells, f"All: {', '.join(told)}. " if told else ""
 
 
 def _curves(shown: Sequence[Shown]) -> PageSection:
