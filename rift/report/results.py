@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from rift.errors import UserError
 SUMMARY_FILE = "summary.json"
 FORMAT = 2
 _TEXTS = ("name", "model", "dataset", "method")
+_TEXTS_IF_ANY = ("key", "study", "protocol", "target")
+_NUMBERS_IF_ANY = ("alpha", "alpha_tolerance")
 _OBJECTS = (
     "attack", "at", "rift", "paired", "overrides", "options", "training", "provenance", "wall_seconds",
-    "corruptions", "intervals", "joint", "stages",
+    "corruptions", "intervals", "joint", "stages", "leak",
 )  # fmt: skip
+_LISTS_OF_TEXTS = ("differences", "notes", "target_modules")
+_LEAK = ("parameters", "num_parameters", "statistics")
 _ACCURACIES = (
     "clean_accuracy", "robust_accuracy", "robust_accuracy_per_image", "ood_accuracy",
     "ood_accuracy_generated", "cifar10_1_accuracy",
@@ -89,29 +93,42 @@ def _problem(summary: Any) -> str | None:
             return f"has no text under '{key}'"
     if not isinstance(summary.get("seed"), int):
         return "has no whole number under 'seed'"
-    for key in _OBJECTS:
-        if not isinstance(summary.get(key) or {}, dict):
-            return f"has something else than an object under '{key}'"
+    return next(_wrong_parts(summary), None)
+
+
+def _wrong_parts(summary: dict[str, Any]) -> Iterator[str]:
+    """Of the parts that may be absent, what is of another type than a report takes it for."""
+    kinds = (
+        (_TEXTS_IF_ANY, lambda value: isinstance(value, str), "a text"),
+        (_NUMBERS_IF_ANY, _is_number, "a number"),
+        (_OBJECTS, lambda value: isinstance(value, dict), "an object"),
+        (_LISTS_OF_TEXTS, _is_list_of(str), "a list of texts"),
+    )
+    for keys, fits, kind in kinds:
+        wrong = [key for key in keys if summary.get(key) is not None and not fits(summary[key])]
+        yield from (f"has something else than {kind} under '{key}'" for key in wrong)
     for key in ("at", "rift"):
         for metric in _ACCURACIES:
             value = (summary.get(key) or {}).get(metric)
             if value is not None and not (_is_number(value) and 0 <= value <= 1):
-                return f"has {value!r} as '{key}.{metric}', which is no fraction between 0 and 1"
+                yield f"has {value!r} as '{key}.{metric}', which is no fraction between 0 and 1"
     for key, (label, numbers) in _ROWS.items():
         if not _is_row_list(summary.get(key) or [], label, numbers):
-            return f"has a malformed list under '{key}'"
+            yield f"has a malformed list under '{key}'"
     for sets in (summary.get("joint") or {}).values():
         if not _is_row_list(sets, "modules", ("mrc", "robust_accuracy_drop")):
-            return "has a malformed list under 'joint'"
-    for key in ("differences", "notes"):
-        if not all(isinstance(text, str) for text in _listed(summary.get(key))):
-            return f"has something else than a list of texts under '{key}'"
-    return None
+            yield "has a malformed list under 'joint'"
+    if leak := summary.get("leak"):
+        yield from (f"has no number under 'leak.{key}'" for key in _LEAK if not _is_number(leak.get(key)))
+    if corruptions := summary.get("corruptions"):
+        if not isinstance(corruptions.get("ood"), str):
+            yield "has no text under 'corruptions.ood'"
+        if not _is_list_of(int)(corruptions.get("severities")):
+            yield "has no list of whole numbers under 'corruptions.severities'"
 
 
-def _listed(value: Any) -> list[Any]:
-    """The list itself, nothing for None, and for anything else something that no check accepts."""
-    return value if isinstance(value, list) else [] if value is None else [None]
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(part, kind) for part in value)
 
 
 def _is_number(value: Any) -> bool:
