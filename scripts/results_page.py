@@ -80,7 +80,7 @@ def main() -> int:
         for path, text in expected.items():
             path.write_text(text, "utf-8")
         for name, figure in figures.items():
-            save_figure(figure, PAGE.parent / names[name])[1].unlink()  # the PDF
+            save_figure(figure, PAGE.parent / names[name], forms=["png"])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -142,3 +142,8 @@ def test_files_are_images_and_reproducible(tmp_path):
     assert pixels[..., :3].std() > 0.02  # not a blank page
     assert first[1].read_bytes().startswith(b"%PDF")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+def test_only_the_forms_that_are_wanted_are_written(tmp_path):
+    assert save_figure(alpha_figure(summary()), tmp_path / "a.png", forms=["png"]) == [tmp_path / "a.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

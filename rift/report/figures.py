@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,17 @@ def alpha_figure(summary: dict[str, Any]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Writes `path` as PNG and PDF and returns both; equal figures give equal bytes."""
+# Without the library's name and the clock, so that equal figures give equal bytes.
+_HOW = {"png": {"dpi": 160, "metadata": {"Software": None}}, "pdf": {"metadata": {"CreationDate": None}}}
+
+
+def save_figure(figure: Figure, path: Path, forms: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Writes `path` in each of the forms (`png`, `pdf`) and returns them; equal figures give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    png, pdf = path.with_suffix(".png"), path.with_suffix(".pdf")
-    figure.savefig(png, dpi=160, metadata={"Software": None})
-    figure.savefig(pdf, metadata={"CreationDate": None})
-    return [png, pdf]
+    written = [path.with_suffix(f".{form}") for form in forms]
+    for form, file in zip(forms, written, strict=True):
+        figure.savefig(file, **_HOW[form])
+    return written
 
 
 DIAMOND = {"marker": "D", "ls": "", "ms": 5, "mfc": "white", "mec": "black", "mew": 1.1}
