@@ -1,8 +1,11 @@
-"""The documentation says what the code does: options, fields of results, links, pages."""
+"""The documentation says what the code does: options, fields of results, numbers, links, pages."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,11 @@ import yaml
 from tiny_jobs import script, tiny_config
 
 from rift.job import run_job
+from rift.report.experiments import experiment_names, load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text("utf-8")
 
 
 def test_the_page_of_options_is_written_from_the_schema():
@@ -54,3 +59,34 @@ def test_every_field_of_a_summary_is_on_its_page(tmp_path):
     assert found - named == set()
     files = {path.stem for path in (tmp_path / "store").glob("*/*/*.safetensors")}
     assert files - named == set()
+
+
+def table_of_experiments() -> dict[str, list[str]]:
+    """Jobs, PFLOP and hours of each, as docs/reproduce.md has them."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*?\| (\d+) \| ([\d ]+|not counted)(?: PFLOP)? \| ([\d.]*) ?\|$", page, re.MULTILINE
+    )
+    return {name: [jobs, petaflop.replace(" ", ""), hours] for name, jobs, petaflop, hours in rows}
+
+
+def test_an_experiment_has_as_many_jobs_as_the_page_says():
+    table = table_of_experiments()
+    assert set(table) == set(experiment_names())
+    for name, (jobs, *_) in table.items():
+        assert prod(len(values) for values in load_experiment(name).axes.values()) == int(jobs), name
+    (comment,) = re.findall(r"^rift -m experiment=(\w+) .*# (\d+) jobs", REPRODUCE, re.MULTILINE)
+    assert table[comment[0]][0] == comment[1]
+
+
+@pytest.mark.slow
+def test_the_cost_of_the_papers_tables_is_what_the_page_says():
+    done = subprocess.run(
+        [sys.executable, "scripts/row_cost.py"], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    told = dict(re.findall(r"^\| (\w+) +\| +(\d+) \|", done.stdout, re.MULTILINE))
+    counted = {name: row for name, row in table_of_experiments().items() if row[1].isdigit()}
+    assert set(told) == set(counted), done.stderr
+    for name, (_, petaflop, hours) in counted.items():
+        assert float(petaflop) == pytest.approx(float(told[name]), rel=0.02), name
+        # At the 100 TFLOP/s that the page assumes.
+        assert float(hours) == pytest.approx(float(told[name]) / 360, rel=0.1), name

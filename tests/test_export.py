@@ -32,8 +32,8 @@ NARROW = {"family": "resnet_small", "width": 4, "timm_name": None}
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def network_of(about, channels=1, size=8):
-    return Network(**about, num_classes=4, in_channels=channels, image_size=size, mean=[0.3] * channels,
+def network_of(about, channels=1, size=8, classes=4):
+    return Network(**about, num_classes=classes, in_channels=channels, image_size=size, mean=[0.3] * channels,
                    std=[0.4] * channels)  # fmt: skip
 
 
@@ -48,14 +48,21 @@ def finished(output: Path, stage: str, options, result, **weights) -> Path:
     return folder.path
 
 
-def made_up_job(output: Path, about=NARROW, channels=1, size=8, shaken=lambda network: network, **changes):
+def made_up_job(
+    output: Path, about=NARROW, channels=1, size=8, shaken=lambda network: network, classes="abcd", **changes
+):
     """A finished job without training: two networks of random weights; its folder, θ_AT and θ*."""
     torch.manual_seed(0)
-    described = network_of(about, channels, size)
-    options = {"num_classes": 4, "in_channels": channels, "image_size": size, "width": about["width"]}
+    described = network_of(about, channels, size, len(classes))
+    options = {
+        "num_classes": len(classes),
+        "in_channels": channels,
+        "image_size": size,
+        "width": about["width"],
+    }
     options |= {"timm_name": about["timm_name"], "mean": described.mean, "std": described.std}
     theta_at, theta_star = (shaken(build_model(about["family"], **options)).eval() for _ in range(2))
-    data = {"name": "digits", "shape": [channels, size, size], "classes": list("abcd")}
+    data = {"name": "digits", "shape": [channels, size, size], "classes": list(classes)}
     model = {"family": about["family"], "name": about["timm_name"], "width": about["width"]}
     decided = {"model": model, "data": data, "normalisation": [described.mean, described.std]}
     made = {"commit": "abc", "seconds": 7.0}
