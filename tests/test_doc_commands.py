@@ -11,29 +11,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
-from argparse import ArgumentParser
 from pathlib import Path
-from runpy import run_module, run_path
+from runpy import run_module
 
 import pytest
-import yaml
+from doc_checks import check
 from doc_commands import ROOT, SHELL, Command, blocks, commands
-from omegaconf import OmegaConf
 from report_samples import write
 from test_export import made_up_job
 from test_plugins import install
 from tiny_jobs import command as run_rift
-from tiny_jobs import composed
-from torch.distributed.run import get_args_parser as torchrun_parser
 
 from rift import command_line
-from rift.command_line import GROUPS, check_arguments
-from rift.conf_files import CONF
-from rift.config import to_config
-from rift.dry_run import taken_out
-from rift.explain import EXPECTED, in_one_line
-from rift.main import _in_order
 
 # What no program could be given, and why.
 EXEMPT = {
@@ -43,13 +32,10 @@ EXEMPT = {
     "python -m rift.export": "a program's name: it wants a job",
     "python scripts/benchmark.py --only": "what was run: the table below it names the loops",
 }
-# What stands for a value of the reader's: a number here, a file or folder of the world where it is opened.
-PLACEHOLDERS = {"MINUTES": "1"}
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 # Run in the world as they stand; the others are parsed. Those with figures or a page are slow.
 RUN = re.compile(r"python -m rift\.(report|export|store|doctor)\b")
 DRAWS = re.compile(r"--html|--output report|rift\.report table1$|rift\.doctor")
-COMMANDS = [one for one in commands() if one.text not in EXEMPT and "rift " + one.text not in EXEMPT]
+COMMANDS = [one for one in commands() if one.text not in EXEMPT]
 
 
 def of_a_package(command: Command) -> bool:
@@ -85,8 +71,9 @@ def test_each_block_is_of_a_known_kind():
 
 def test_there_are_commands_and_each_exemption_is_needed():
     assert len(COMMANDS) > 100
-    found = {text for one in commands() for text in (one.text, f"rift {one.text}")}
-    assert set(EXEMPT) <= found, "EXEMPT names a command that is in no page any more: take it out."
+    assert set(EXEMPT) <= {one.text for one in commands()}, (
+        "EXEMPT names a command that is in no page any more: take it out."
+    )
 
 
 def test_a_program_that_no_test_knows_is_one_sentence():
@@ -151,133 +138,6 @@ def test_commands_with_a_package_of_others(tmp_path):
         timeout=120,
     )
     assert done.stdout == "composed\n", done.stderr
-
-
-def check(command: Command) -> None:
-    """Composes or parses it, by its program."""
-    words = [PLACEHOLDERS.get(word, word) for word in command.words]
-    match words:
-        case ["rift", *rest] | ["python", "-m", "rift", *rest]:
-            check_rift(rest)
-        case ["torchrun", *rest]:
-            given = torchrun_parser().parse_args(rest)
-            assert given.module and given.training_script == "rift"
-            check_rift(given.training_script_args)
-        case ["python", "-m", module, *rest] if module.startswith("rift."):
-            parse(lambda: run_module(module, run_name="__main__", alter_sys=True), rest)
-        case ["python", script, *rest] if (ROOT / script).is_file():
-            parse(lambda: run_path(str(ROOT / script), run_name="__main__"), rest)
-        case ["scripts/paper_row.sh", *rest]:  # hands its arguments on
-            parse(lambda: run_path(str(ROOT / "scripts/paper_row.py"), run_name="__main__"), rest)
-        case ["scripts/two_cores_studies.sh", *rest]:
-            for line in what_a_script_runs(ROOT / "scripts/two_cores_studies.sh", rest):
-                check(Command(command.where, shlex.join(line), tuple(line)))
-        case ["make", *rest]:
-            done = subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0 and done.stdout, done.stderr
-        case ["pip", "install", *rest]:
-            check_pip(rest)
-        case ["docker", "build", "-f", file, "-t", _, "."]:
-            assert (ROOT / file).is_file()
-        case ["eval", text] if found := re.fullmatch(r"\$\((.*)\)", text):
-            check(Command(command.where, found[1], tuple(shlex.split(found[1]))))
-        case _:
-            pytest.fail(
-                f"{command.where}: no test knows how to check '{command.text}': teach `check` in "
-                "tests/test_doc_commands.py its program, or give it a reason in EXEMPT."
-            )
-
-
-def check_rift(arguments: list[str]) -> None:
-    """As the command line does it: refused, composed with every value of a sweep, or answered (`--help`)."""
-    checking, arguments = taken_out(arguments)
-    arguments = _in_order(arguments)
-    check_arguments(arguments, checking=checking)
-    overrides = [text for text in arguments if "=" in text and not text.startswith("install=")]
-    if not overrides and arguments and arguments != ["-m"] and "-sc" not in arguments:
-        assert run_rift(*arguments) == 0
-        return
-    own = [text for text in overrides if text.startswith("hydra")]
-    check_launcher(own)
-    overrides = [text for text in overrides if text not in own]
-    for variant in variants(overrides) if "-m" in arguments else [overrides]:
-        compose(variant)
-
-
-def variants(overrides: list[str]) -> list[list[str]]:
-    """Of a sweep so many of its jobs that each value of each option is in one; of a group the first choice.
-
-    That the other choices are there is seen at once, and each is composed by `test_config_files.py`.
-    """
-    swept = [text.partition("=") for text in overrides]
-    values = [[value] if "[" in value else value.replace('"', "").split(",") for _, _, value in swept]
-    for (group, _, _), choices in zip(swept, values, strict=True):
-        if group in GROUPS:
-            assert {f"{choice}.yaml" for choice in choices} <= {
-                file.name for file in (CONF / group).iterdir()
-            }
-            del choices[1:]
-    return [
-        [f"{name}={of[number % len(of)]}" for (name, _, _), of in zip(swept, values, strict=True)]
-        for number in range(max(map(len, values), default=1))
-    ]
-
-
-def compose(overrides: list[str]) -> None:
-    """Hydra composes the groups, a quarter of a second each time; the values are laid over as it does it."""
-    groups = tuple(text for text in overrides if re.match(rf"({'|'.join(GROUPS)})(@\w+)?=", text))
-    values = [text for text in overrides if text not in groups]
-    try:
-        to_config(OmegaConf.merge(composed(*groups), OmegaConf.from_dotlist(values)))
-    except EXPECTED as error:
-        pytest.fail(in_one_line(error))
-
-
-def check_launcher(options: list[str]) -> None:
-    """The launcher's own options are in its file, and every launcher that is named has one."""
-    values = dict(text.split("=", 1) for text in options)
-    if launcher := values.pop("hydra/launcher", None):
-        known = yaml.safe_load((CONF / "hydra" / "launcher" / f"{launcher}.yaml").read_text("utf-8"))
-        assert {name.removeprefix("hydra.launcher.") for name in values} <= set(known)
-
-
-class Parsed(BaseException):
-    """The arguments were understood, and that is all that is wanted."""
-
-
-def parse(run, arguments: list[str]) -> None:
-    """A program with a parser of argparse's, up to where its arguments are parsed."""
-    real = ArgumentParser.parse_args
-
-    def stop(parser, given=None, namespace=None):
-        real(parser, given, namespace)
-        raise Parsed
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed):
-        patch.setattr(ArgumentParser, "parse_args", stop)
-        patch.setattr(sys, "argv", ["program", *arguments])
-        run()
-
-
-def what_a_script_runs(script: Path, arguments: list[str]) -> list[list[str]]:
-    """The commands `python …` of a shell script, each of which is taken to succeed."""
-    stand_in = Path.cwd() / "bin" / "python"
-    stand_in.parent.mkdir()
-    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" python "$@" "" >>"$TOLD"\n')
-    stand_in.chmod(0o755)
-    told = Path.cwd() / "told"
-    environment = os.environ | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "TOLD": str(told)}
-    done = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return [lines.split("\n") for lines in told.read_text().strip().split("\n\n")]
-
-
-def check_pip(arguments: list[str]) -> None:
-    for text in arguments:
-        if found := re.fullmatch(r"\.\[(\w+)\]", text):
-            assert found[1] in EXTRAS
-        else:
-            assert text in ("-e", "-c") or (ROOT / text).is_file(), text
 
 
 # ---- run --------------------------------------------------------------------------------------------------

@@ -63,9 +63,8 @@ def test_every_field_of_a_summary_is_on_its_page(tmp_path):
 
 def table_of_experiments() -> dict[str, list[str]]:
     """Jobs, PFLOP and hours of each, as docs/reproduce.md has them."""
-    rows = re.findall(
-        r"^\| `(\w+)` \|.*?\| (\d+) \| ([\d ]+|not counted)(?: PFLOP)? \| ([\d.]*) ?\|$", page, re.MULTILINE
-    )
+    row = r"^\| `(\w+)` \|.*?\| (\d+) \| ([\d ]+|not counted)(?: PFLOP)? \| ([\d.]*) ?\|$"
+    rows = re.findall(row, REPRODUCE, re.MULTILINE)
     return {name: [jobs, petaflop.replace(" ", ""), hours] for name, jobs, petaflop, hours in rows}
 
 
