@@ -33,7 +33,14 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
 
 
 def check(command: Command) -> None:
-    """Composes or parses it, by its program."""
+    """Composes or parses it; what is wrong is one sentence."""
+    try:
+        by_program(command)
+    except EXPECTED as error:
+        pytest.fail(f"{command.where}: '{command.text}': {in_one_line(error)}", pytrace=False)
+
+
+def by_program(command: Command) -> None:
     words = [PLACEHOLDERS.get(word, word) for word in command.words]
     match words:
         case ["rift", *rest] | ["python", "-m", "rift", *rest]:
@@ -63,7 +70,8 @@ def check(command: Command) -> None:
         case _:
             pytest.fail(
                 f"{command.where}: no test knows how to check '{command.text}': teach `check` in "
-                "tests/doc_checks.py its program, or give it a reason in EXEMPT of test_doc_commands.py."
+                "tests/doc_checks.py its program, or give it a reason in EXEMPT of test_doc_commands.py.",
+                pytrace=False,
             )
 
 
@@ -106,10 +114,7 @@ def compose(overrides: list[str]) -> None:
     """Hydra composes the groups, a quarter of a second each time; the values are laid over as it does it."""
     groups = tuple(text for text in overrides if re.match(rf"({'|'.join(GROUPS)})(@\w+)?=", text))
     values = [text for text in overrides if text not in groups]
-    try:
-        to_config(OmegaConf.merge(composed(*groups), OmegaConf.from_dotlist(values)))
-    except EXPECTED as error:
-        pytest.fail(in_one_line(error))
+    to_config(OmegaConf.merge(composed(*groups), OmegaConf.from_dotlist(values)))
 
 
 def check_launcher(options: list[str]) -> None:

@@ -92,21 +92,38 @@ def in_block(block: Block) -> Iterator[Command]:
 def in_prose(page: str, tokens: list[Token]) -> Iterator[Command]:
     """Inline code that begins with a program, or is options of rift's; `…` at the end is left out.
 
-    A `--flag` belongs to the command before it in the paragraph or in the row of the table.
+    A `--flag` belongs to the command before it in the paragraph or in the row of the table; plain words in
+    brackets right behind a command are other values of its first option.
     """
     last: Command | None = None
+    before = ""
     for token in tokens:
         if token.type in ("tr_open", "paragraph_open"):
             last, line = None, token.map[0] + 1 if token.map else 0
         for child in token.children or ():
             if child.type != "code_inline":
+                before += child.content
                 continue
             text = child.content.removesuffix(" …")
             if PROGRAM.match(f"{text} ") and " " in text:
                 last = Command(f"{page}:{line}", text, tuple(shlex.split(text)))
                 yield last
+                before = ""
+            elif last is not None and re.match(r" \([^)]*$", before) and re.fullmatch(r"\w+", text):
+                if other := with_value(last, text):
+                    yield other
             elif OPTIONS.fullmatch(text):
                 yield Command(f"{page}:{line}", text, ("rift", *text.split()))
             elif last is not None and text.startswith("--"):
                 words = (*last.words, *shlex.split(text))
                 yield Command(f"{page}:{line}", shlex.join(words), words, whole=False)
+
+
+def with_value(command: Command, value: str) -> Command | None:
+    """The command with another value of its first option, if it is one of rift's that has any."""
+    options = [word for word in command.words if "=" in word]
+    if command.words[0] != "rift" or not options:
+        return None
+    name = options[0].partition("=")[0]
+    words = tuple(f"{name}={value}" if word == options[0] else word for word in command.words)
+    return Command(command.where, shlex.join(words), words, whole=False)

@@ -147,7 +147,8 @@ def situation(where: str, code: str) -> Callable[[str, object], None]:
     if len(found) != 1:
         pytest.fail(
             f"{where}: no test knows what this block of Python needs: give it a situation in "
-            "tests/test_doc_code.py."
+            "tests/test_doc_code.py.",
+            pytrace=False,
         )
     return found[0]
 

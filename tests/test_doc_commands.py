@@ -16,7 +16,7 @@ from runpy import run_module
 
 import pytest
 from doc_checks import check
-from doc_commands import ROOT, SHELL, Command, blocks, commands
+from doc_commands import ROOT, SHELL, Command, blocks, commands, in_block
 from report_samples import write
 from test_export import made_up_job
 from test_plugins import install
@@ -31,6 +31,16 @@ EXEMPT = {
     "python -O": "a switch of Python's",
     "python -m rift.export": "a program's name: it wants a job",
     "python scripts/benchmark.py --only": "what was run: the table below it names the loops",
+}
+# Why a command of a block, or of README's first table, is not run.
+NOT_RUN = {
+    r"hydra/launcher=slurm": "needs a cluster: test_slurm.py, where SLURM is installed",
+    r"hydra/launcher=gpus": "needs GPUs: test_launchers.py, with pretended ones",
+    r"^torchrun ": "needs GPUs: test_distributed.py, two processes on a CPU",
+    r"^rift -m experiment=table1": "downloads, and days of a GPU: test_experiments.py, made small",
+    r"^pip ": "would change the environment that the tests run in",
+    r"^make ": "sets up that environment, or runs the tests themselves",
+    r"=(tiny_net|scaled_at|corner)\b": "needs the page's own package: test_plugins.py, all in one job",
 }
 # Run in the world as they stand; the others are parsed. Those with figures or a page are slow.
 RUN = re.compile(r"python -m rift\.(report|export|store|doctor)\b")
@@ -52,28 +62,52 @@ def named(commands: list[Command]) -> list:
     ]
 
 
+def why_not_run(command: Command) -> str | None:
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command.text)), None)
+
+
 # ---- nothing is overlooked --------------------------------------------------------------------------------
+
+
+def complain(where: str, sentence: str) -> None:
+    pytest.fail(f"{where}: {sentence}", pytrace=False)
 
 
 def test_each_block_is_of_a_known_kind():
     """The Python blocks are asked for their situation in `test_doc_code.py`."""
     for block in blocks():
-        assert block.language in (*SHELL, "python", "toml", ""), (
-            f"{block.where}: no test runs a block of '{block.language}': teach tests/doc_commands.py to."
-        )
-        typed = block.language == "" and re.search(
-            r"^\s*(\$|rift|python|make|pip) ", block.code, re.MULTILINE
-        )
-        assert not typed, (
-            f"{block.where}: a block of commands without a language is not tested: write ```bash."
-        )
+        if block.language not in (*SHELL, "python", "toml", ""):
+            complain(
+                block.where, f"no test runs '{block.language}': teach tests/doc_commands.py that language."
+            )
+        typed = re.search(r"^\s*(\$|rift|python|make|pip) ", block.code, re.MULTILINE)
+        if block.language == "" and typed:
+            complain(block.where, "a block of commands without a language is not tested: write ```bash.")
+
+
+def test_each_command_of_a_block_is_run_or_has_a_reason():
+    for command in (one for block in blocks() if block.language in SHELL for one in in_block(block)):
+        if not (RUN.match(command.text) or why_not_run(command)):
+            complain(
+                command.where, f"'{command.text}' is not run: say why in NOT_RUN of {Path(__file__).name}."
+            )
+    texts = [one.text for one in commands()]
+    assert all(any(re.search(pattern, text) for text in texts) for pattern in NOT_RUN)
+
+
+def test_make_demo_is_what_it_is_said_to_be():
+    """The README has `make demo` beside its command."""
+    make = ["make", "-n", "demo", "VENV=", "PYTHON=python"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "python -m rift experiment=demo"
+    row = "| the demo, as `make demo` runs it | `rift experiment=demo` |"
+    assert row in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_there_are_commands_and_each_exemption_is_needed():
     assert len(COMMANDS) > 100
-    assert set(EXEMPT) <= {one.text for one in commands()}, (
-        "EXEMPT names a command that is in no page any more: take it out."
-    )
+    gone = set(EXEMPT) - {one.text for one in commands()}
+    assert not gone, f"{gone}: in no page any more, so take it out of EXEMPT."
 
 
 def test_a_program_that_no_test_knows_is_one_sentence():

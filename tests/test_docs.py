@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def test_every_field_of_a_summary_is_on_its_page(tmp_path):
     assert found - named == set()
     files = {path.stem for path in (tmp_path / "store").glob("*/*/*.safetensors")}
     assert files - named == set()
+    for path in (tmp_path / "store").glob("*/*/result.json"):
+        assert json.loads(path.read_text())["resumed"] is False  # as the page says: true or false
 
 
 def table_of_experiments() -> dict[str, list[str]]:
