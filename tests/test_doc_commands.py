@@ -223,6 +223,6 @@ def test_it_runs_as_it_stands(command, world, capsys):
     if "--output" in command.words:
         assert any((world / command.words[command.words.index("--output") + 1]).iterdir())
     if "--html" in command.words:
-        assert (world / "outputs/report/report.html").stat().st_size > 1e6
+        assert (world / "outputs/report/report.html").stat().st_size > 5e5  # it holds its library
     if "export" in command.words[2] and "--output" not in command.words:
         assert (world / command.words[3] / "export/card.json").is_file()

@@ -46,6 +46,7 @@ def saved(shown: str) -> list[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_they_run_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -86,8 +87,8 @@ def test_they_run_in_their_order(tmp_path, monkeypatch, capsys):
 def check_job(text: str, folder: Path, shown: str) -> Path | None:
     """What a command's row promises of its job; returns the folder of the demo's, which is exported."""
     summary = json.loads((folder / "summary.json").read_text())
-    if "stage=mrc" in text:  # what it needs is found in the store, and so is the scan
-        assert " reused " in shown and summary["run"] == ["mrc"]
+    if stage := re.fullmatch(r"rift stage=(\w+)", text):  # it and what it needs are found in the store
+        assert " reused " in shown and summary["run"] == [stage[1]]
     elif "from_checkpoint" not in text:
         assert {"at", "rift", "mrc", "sweep", "paired"} <= set(summary)
     if target := re.search(r"stage\.finetune\.target=(\S+)", text):
