@@ -275,7 +275,11 @@ def _report(folder: Path, tracker: Tracker, summary: Mapping[str, Any]) -> None:
     if "corruptions" in summary:
         tracker.corruptions(summary["corruptions"])
     tracker.summary(final_numbers(summary))
-    from rift.report import job_report, print_job  # matplotlib and pandas take a second to import
+    from rift.report import (  # matplotlib and pandas take a second to import
+        job_report,
+        print_conclusion,
+        print_job,
+    )
 
     report = job_report(folder)
     tracker.figures([path for path in report["figures"] if path.suffix == ".png"])
@@ -287,3 +291,4 @@ def _report(folder: Path, tracker: Tracker, summary: Mapping[str, Any]) -> None:
         places.append(("W&B run", tracker.where))
     for what, path in places:
         console.print(f"{what + ':':9}{path}", markup=False, soft_wrap=True)
+    print_conclusion(console, summary)

@@ -11,10 +11,9 @@ import pandas as pd
 
 from rift.report.cells import MISSING, mean_and_std, number
 from rift.report.experiments import Cell, arm_about, arm_options
-from rift.report.job import SMOKE_MARK
 from rift.report.paper import PAPER_EPSILON, PaperRow, paper_row
 from rift.report.study import difference_seen, metric_text
-from rift.report.texts import attack_text, ood_text
+from rift.report.texts import SMOKE_MARK, attack_text, ood_text
 from rift.report.tradeoff import harmonic_mean
 from rift.report.verdicts import against_paper
 

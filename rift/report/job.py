@@ -10,11 +10,19 @@ from rich.padding import Padding
 from rich.text import Text
 
 from rift.report.cells import MISSING, binomial_error, number, p_value, paired_error
+from rift.report.conclusion import difference_text
 from rift.report.paper import paper_row
 from rift.report.tables import rich_table
-from rift.report.texts import attack_text, corruption_text, leak_text, ood_text, seconds_text, training_text
+from rift.report.texts import (
+    SMOKE_MARK,
+    attack_text,
+    corruption_text,
+    leak_text,
+    ood_text,
+    seconds_text,
+    training_text,
+)
 
-SMOKE_MARK = "smoke run: not a result"
 INTERVAL = "Δ, 95 % interval"
 _WIDE = 150  # columns that the table needs without line breaks in its cells
 
@@ -104,11 +112,7 @@ def job_explanations(summary: dict[str, Any]) -> list[str]:
             "worse": "OOD gains less than clean",
             "no difference seen": "no more and no less than the clean difference is seen",
         }
-        low, high = (number(100 * beyond[end], signed=True) for end in ("low", "high"))
-        lines.append(
-            f"Δ OOD − Δ clean: {number(100 * beyond['delta'], signed=True)} points ({low} … {high}, "
-            f"n = {beyond['images']}): {words[beyond['verdict']]}."
-        )
+        lines.append(f"Δ OOD − Δ clean: {difference_text(beyond)}: {words[beyond['verdict']]}.")
     if summary.get("intervals"):
         lines.append(
             "Intervals: paired bootstrap over test images, all versions of an image together; for a verdict "

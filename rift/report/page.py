@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 
 from rift.report.cells import MISSING, number
+from rift.report.conclusion import conclusion_lines
 from rift.report.corruptions import corruption_figure, corruption_frame, means_frame
 from rift.report.figures import alpha_figure, mrc_figure, save_figure
-from rift.report.job import SMOKE_MARK, is_evaluated, job_explanations, job_frame, job_title
+from rift.report.job import is_evaluated, job_explanations, job_frame, job_title
 from rift.report.results import SUMMARY_FILE, read_summary
 from rift.report.tables import markdown_table
-from rift.report.texts import corruption_text, seconds_text, training_text
+from rift.report.texts import SMOKE_MARK, corruption_text, seconds_text, training_text
 
 
 def job_report(job_folder: Path) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def job_markdown(summary: dict[str, Any], figures: list[Path]) -> str:
         parts.append(f"**{SMOKE_MARK[0].upper()}{SMOKE_MARK[1:]}.**")
     if is_evaluated(summary):
         parts += [markdown_table(job_frame(summary)), " ".join(job_explanations(summary))]
+    parts += [_bullets(lines)] if (lines := conclusion_lines(summary)) else []
     parts += [text] if (text := training_text(summary)) else []
     if summary.get("differences"):
         parts += ["## How this run differs from the paper's protocol", _bullets(summary["differences"])]

@@ -7,10 +7,9 @@ from typing import Any
 import pandas as pd
 
 from rift.report.cells import MISSING, mean_and_std, number
-from rift.report.job import SMOKE_MARK
 from rift.report.paper import paper_row
 from rift.report.study import MEASURED, SETTING, SHOWN, metric_text, paper_numbers, settings_of, verdicts_of
-from rift.report.texts import ood_text
+from rift.report.texts import SMOKE_MARK, ood_text
 
 _SHORT = {
     "no difference seen": "none",

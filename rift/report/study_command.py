@@ -11,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from rift.errors import UserError
+from rift.report.conclusion import print_conclusion
 from rift.report.experiment_command import FORMATS
 from rift.report.figures import save_figure
 from rift.report.job import print_job
@@ -48,6 +49,7 @@ def show(jobs: pd.DataFrame, form: str, view: View) -> None:
         raise UserError("--format all writes files; say where with --output DIR")
     if form == "terminal" and len(jobs) == 1 and view == View():
         print_job(_console(), jobs["job"].iloc[0].summary)
+        print_conclusion(_console(), jobs["job"].iloc[0].summary)
     elif form != "terminal":
         print(_render(jobs, form, view), end="")
     elif view.significance or view.columns is not None:

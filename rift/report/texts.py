@@ -6,6 +6,8 @@ from typing import Any
 
 from rift.report.cells import MISSING, number
 
+SMOKE_MARK = "smoke run: not a result"
+
 
 def attack_text(summary: dict[str, Any]) -> str:
     """`pgd10, linf, 8/255, step 2/255`, as far as the summary says."""
