@@ -52,6 +52,12 @@ def test_each_difference_has_its_interval_and_its_images():
     ]
 
 
+def test_an_interval_off_zero_that_the_sign_test_does_not_bear_out_says_so():
+    (line, _) = conclusion_lines(summary(intervals={"clean": compared(5, 0)}))
+    assert line.startswith("clean +1.25 points (+0.")
+    assert line.endswith(", n = 400): no difference seen (sign test: p = 0.062)")  # 2 · 2⁻⁵
+
+
 def test_a_choice_on_the_test_images_is_said_where_something_is_claimed():
     on_test = {"options": {"stage.interpolate.selection_split": "test"}}
     assert last((6, 0), (0, 0), **on_test).endswith("chosen on the same images, which flatters it.")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from rift.report.cells import number
+from rift.report.cells import number, p_value
 from rift.report.texts import SMOKE_MARK
 
 COMPARED = {"clean": "clean", "robust": "robust", "auto_attack": "AutoAttack", "ood": "OOD"}
@@ -25,7 +25,7 @@ def conclusion_lines(summary: dict[str, Any]) -> list[str]:
     compared = {name: intervals[key] for key, name in COMPARED.items() if key in intervals}
     if not compared:
         return []
-    lines = [f"{name} {difference_text(found)}: {found['verdict']}" for name, found in compared.items()]
+    lines = [f"{name} {difference_text(found)}: {_seen(found)}" for name, found in compared.items()]
     return [*lines, f"Verdict: {_verdict(summary, compared)}."]
 
 
@@ -40,6 +40,14 @@ def difference_text(interval: dict[str, Any]) -> str:
     """`+1.11 points (+0.28 … +2.23, n = 359)`: the difference, its 95 % interval, the test images."""
     delta, low, high = (number(100 * interval[name], signed=True) for name in ("delta", "low", "high"))
     return f"{delta} points ({low} … {high}, n = {interval['images']})"
+
+
+def _seen(interval: dict[str, Any]) -> str:
+    """The verdict; where few images differ the interval alone would say more than the sign test bears out."""
+    verdict, p = interval["verdict"], interval.get("p_value")
+    if verdict != UNSEEN or p is None or interval["low"] <= 0 <= interval["high"]:
+        return verdict
+    return f"{verdict} (sign test: {p_value(p)})"
 
 
 def _verdict(summary: dict[str, Any], compared: dict[str, dict[str, Any]]) -> str:
