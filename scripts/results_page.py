@@ -17,8 +17,9 @@ import pandas as pd
 from rift.errors import UserError
 from rift.report.figures import save_figure
 from rift.report.kept import damaged, keep
+from rift.report.kept_claims import readme_block
 from rift.report.kept_figures import kept_figures
-from rift.report.kept_page import page, readme_block
+from rift.report.kept_page import page
 from rift.report.kept_study import ROW, Kept, read_kept, row_jobs
 from rift.report.results import read_jobs
 

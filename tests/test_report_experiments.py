@@ -230,6 +230,9 @@ def test_rank_correlations_of_the_ranking_and_of_the_gain():
     assert seen["Δ clean to α = 1"] == "rises with MRC"
     assert seen["Δ robust to α = 1"] == "too few seeds"
     assert relations["best_rank"].tolist() == [1, 1, 1]
+    alone = stability.relation_cells(relations[:1]).set_index("MRC against")["seen"]
+    assert alone["Δ clean to α = 1"] == "too few seeds; in this network p < 0.0001 over 21 modules"
+    assert alone["Δ robust to α = 1"] == "too few seeds"
 
 
 def test_a_scan_experiment_has_no_accuracy_table_and_one_that_evaluates_has():

@@ -16,8 +16,9 @@ from rift.assembly import make_attack, make_runtime, make_session
 from rift.checkpoint import load_tensors
 from rift.provenance import made_elsewhere
 from rift.report.kept import MANIFEST, damaged, keep, relative
+from rift.report.kept_claims import readme_block
 from rift.report.kept_figures import kept_figures
-from rift.report.kept_page import SECTIONS, page, readme_block
+from rift.report.kept_page import SECTIONS, page
 from rift.report.kept_study import read_kept, row_jobs
 
 ROOT = Path(__file__).resolve().parent.parent

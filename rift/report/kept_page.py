@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from rift.report import stability
-from rift.report.cells import MISSING, mean_and_std, number
+from rift.report.cells import MISSING, number
 from rift.report.experiments import arm_about, arm_options, filled_cells, load_experiment
-from rift.report.kept_study import OUTCOME_CAPTION, ROW, Kept, difference, gains_job, outcome, row_jobs, seen
+from rift.report.kept_claims import claims_table
+from rift.report.kept_study import OUTCOME_CAPTION, ROW, Kept, gains_job, metric_row, outcome, row_jobs
 from rift.report.results import Job
 from rift.report.tables import markdown_table
 from rift.report.texts import attack_text
@@ -23,7 +24,7 @@ NOT_RUN = "Not run."
 
 def row_table(kept: Kept) -> str:
     """θ_AT and θ* in everything that was measured of the row."""
-    pgd50 = _metric_row("robust, PGD-50", "robust_accuracy", "robust", kept.of("pgd50"))
+    pgd50 = metric_row("robust, PGD-50", "robust_accuracy", "robust", kept.of("pgd50"))
     return markdown_table(pd.DataFrame([*_metric_rows(row_jobs(kept)), pgd50]))
 
 
@@ -41,22 +42,7 @@ def _metric_rows(jobs: Sequence[Job]) -> list[dict[str, str]]:
         ("OOD, generated images", "ood_accuracy_generated", "ood"),
         ("AutoAttack, 1000 images", "auto_attack_accuracy", "auto_attack"),
     ]
-    return [_metric_row(name, metric, which, jobs) for name, metric, which in wanted]
-
-
-def _metric_row(name: str, metric: str, which: str, jobs: Sequence[Job]) -> dict[str, str]:
-    jobs = [job for job in jobs if metric in (job.summary.get("rift") or {})]
-    if not jobs:
-        return dict.fromkeys(("", "n", "AT", "RiFT", "Δ", "seen"), MISSING) | {"": name, "seen": "not run"}
-    before, after = (pd.Series([100 * job.summary[side][metric] for job in jobs]) for side in ("at", "rift"))
-    return {
-        "": name,
-        "n": str(len(jobs)),
-        "AT": number(before.mean()),
-        "RiFT": mean_and_std(after, expected=len(after)),
-        "Δ": difference(jobs, which, metric),
-        "seen": seen(jobs, which, metric),
-    }
+    return [metric_row(name, metric, which, jobs) for name, metric, which in wanted]
 
 
 def targets_table(kept: Kept) -> str:
@@ -148,32 +134,6 @@ SECTIONS: tuple[Section, ...] = (
     ("How many modules are fine-tuned together", numbers_table, None),
     ("How much of the gain is BatchNorm", batchnorm_table, None),
 )
-
-
-def claims_table(kept: Kept) -> str:
-    """What the paper says of RiFT, and what was seen of it here."""
-    jobs, gains = row_jobs(kept), gains_job(kept)
-    rows = []
-
-    def add(claim: str, found: str, count: int, verdict: str) -> None:
-        rows.append({"the paper says": claim, "here": found, "n": str(count), "seen": verdict})
-
-    for claim, which, metric in (
-        ("clean accuracy rises", "clean", "clean_accuracy"),
-        ("robust accuracy stays", "robust", "robust_accuracy"),
-        ("OOD accuracy rises", "ood", "ood_accuracy_generated"),
-    ):
-        fitting = [job for job in jobs if metric in job.summary["rift"]]
-        found = f"{difference(fitting, which, metric)} points" if fitting else MISSING
-        add(claim, found, len(fitting), seen(fitting, which, metric))
-    if gains is not None:
-        modules = gains.summary["gains"]
-        least = min(modules, key=lambda row: row["mrc"])
-        better = sum(row["delta_clean"] > least["delta_clean"] for row in modules)
-        found = f"{better} of {len(modules)} modules bring more at their α*"
-        verdict = "it is here" if not better else "it is not here"
-        add("the least critical module is the one to fine-tune", found, 1, verdict)
-    return markdown_table(pd.DataFrame(rows), text_columns=2)
 
 
 def page(kept: Kept, pictures: Mapping[str, str]) -> str:
@@ -269,31 +229,3 @@ def _repeated(kept: Kept) -> list[str]:
     words = [f"{', '.join(same)} came out the same to the last digit"] if same else []
     words += [f"{', '.join(other)} did not"] if other else []
     return [f"After training, and again from the kept θ_AT (`model.checkpoint=`): {'; '.join(words)}."]
-
-
-def readme_block(kept: Kept) -> str:
-    """The table of the README's first screen."""
-    columns = (
-        ("clean", "clean", "clean_accuracy"),
-        ("OOD, generated corruptions", "ood", "ood_accuracy_generated"),
-        ("robust, PGD-10 worst of 3", "robust", "robust_accuracy"),
-    )
-    rows = []
-    for title, jobs in (("RiFT", row_jobs(kept)), ("RiFT with moving statistics¹", kept.of("published_row"))):
-        found = {name: _metric_row(name, metric, which, jobs) for name, which, metric in columns}
-        for part in ("AT", "RiFT", "Δ", "seen"):
-            label = f"{title}, α\\* {_alphas(jobs)}" if part == "RiFT" else part
-            rows.append({"": label} | {name: cells[part] for name, cells in found.items()})
-    rows = [row for number, row in enumerate(rows) if number == 0 or row[""] != "AT"]
-    return f"{markdown_table(pd.DataFrame(rows))}\n\n{README_NOTE}"
-
-
-def _alphas(jobs: Sequence[Job]) -> str:
-    found = pd.Series([job.summary["alpha"] for job in jobs], dtype=float)
-    return mean_and_std(found, expected=len(found), decimals=1) if jobs else MISSING
-
-
-README_NOTE = (
-    "¹ As in the published code, all BatchNorm statistics move while one module is fine-tuned; the paper's "
-    "text freezes everything else."
-)

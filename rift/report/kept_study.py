@@ -82,6 +82,22 @@ def _deltas(jobs: Sequence[Job], metric: str) -> list[float]:
     return [100 * (rift[metric] - at[metric]) for at, rift in pairs if metric in at and metric in rift]
 
 
+def metric_row(name: str, metric: str, which: str, jobs: Sequence[Job]) -> dict[str, str]:
+    """A row of a table: θ_AT and θ* in one accuracy, over the seeds of these jobs."""
+    jobs = [job for job in jobs if metric in (job.summary.get("rift") or {})]
+    if not jobs:
+        return dict.fromkeys(("", "n", "AT", "RiFT", "Δ", "seen"), MISSING) | {"": name, "seen": "not run"}
+    before, after = (pd.Series([100 * job.summary[side][metric] for job in jobs]) for side in ("at", "rift"))
+    return {
+        "": name,
+        "n": str(len(jobs)),
+        "AT": number(before.mean()),
+        "RiFT": mean_and_std(after, expected=len(after)),
+        "Δ": difference(jobs, which, metric),
+        "seen": seen(jobs, which, metric),
+    }
+
+
 def outcome(label: str, jobs: Sequence[Job]) -> dict[str, str]:
     """A row of a table: what came of fine-tuning, at α* (test images) and at α = 1 (where α* was chosen)."""
     row = {"fine-tuned": label, "n": str(len(jobs))}

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from rift.report.cells import mean_and_std, number
+from rift.report.cells import mean_and_std, number, p_value
 from rift.report.experiments import Cell, arm_about
 from rift.report.verdicts import interval_of_mean
 
@@ -101,7 +101,9 @@ def relation_frame(cells: Sequence[Cell]) -> pd.DataFrame:
             mrcs = [row["mrc"] for row in gains]
             row: dict[str, Any] = {"setting": _setting(cell), "seed": job.summary["seed"]}
             for name in _RELATIONS:
-                row[name] = _correlation(stats.spearmanr, mrcs, [entry[name] for entry in gains])
+                gained = [entry[name] for entry in gains]
+                row[name] = _correlation(stats.spearmanr, mrcs, gained)
+                row[f"{name}_p"] = _correlation(stats.spearmanr, mrcs, gained, part="pvalue")
             row |= {
                 "modules": len(gains),
                 "least_gain": 100 * least["delta_clean"],
@@ -128,6 +130,9 @@ def relation_cells(frame: pd.DataFrame) -> pd.DataFrame:
                     "seen": _relation_verdict(list(group[name].dropna())),
                 }
             )
+            if count == 1 and not math.isnan(p := group[f"{name}_p"].iloc[0]):
+                modules = int(group["modules"].iloc[0])
+                rows[-1]["seen"] += f"; in this network {p_value(p)} over {modules} modules"
     return pd.DataFrame(rows)
 
 
@@ -191,9 +196,9 @@ def _setting(cell: Cell) -> str:
     return " ".join(cell.setting.values())
 
 
-def _correlation(function: Any, one: Sequence[float], two: Sequence[float]) -> float:
+def _correlation(function: Any, one: Sequence[float], two: Sequence[float], part: str = "statistic") -> float:
     """NaN where one side is constant, as for modules that all stay at α* = 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        value = float(function(one, two).statistic)
+        value = float(getattr(function(one, two), part))
     return value if math.isfinite(value) else math.nan
