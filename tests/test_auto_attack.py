@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
+from importlib import import_module
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from rift.attacks.auto_attack import State, auto_attack, require_library
 from rift.data import load_dataset
 from rift.errors import UserError
 from rift.pipeline import Pipeline
+from rift.progress import measured
 from rift.randomness import derive_seed
 from rift.stages import auto_attack_evaluation
 from rift.store import StageFolder, Store
@@ -124,6 +127,21 @@ def test_the_standard_version_has_four_attacks(session, theta, tmp_path):
     result = evaluate(session, theta, stage_folder(tmp_path), "standard", images=12)
     assert list(result["after"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert result["robust_accuracy"] == result["after"]["square"] <= result["after"]["apgd-t"]
+
+
+def test_progress_counts_what_was_fooled_before(session, theta, tmp_path, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def watched(*about):
+        with measured(*about) as meter:
+            yield meter
+            seen.append((meter.done, meter.total))
+
+    module = import_module("rift.stages.auto_attack_evaluation")  # the package has a function of that name
+    monkeypatch.setattr(module, "measured", watched)
+    result = evaluate(session, theta, stage_folder(tmp_path), images=16)
+    assert 0 < result["after"]["apgd-ce"] < result["clean_accuracy"] and seen == [(32, 32)]
 
 
 def test_with_nothing_left_nothing_is_attacked(session, theta):

@@ -70,8 +70,9 @@ def auto_attack_evaluation(
             batch_size=runtime.batch_size,
             save=lambda state: _save(folder, attacks, state),
         )
-        for _, attacked in steps:
-            meter.advance(attacked)
+        for _ in steps:  # images that were fooled before an attack began are dealt with
+            left = len(state.targets) - state.done
+            meter.advance((state.attack + 1) * count - left - meter.done)
     after = {row["attack"]: row["robust_accuracy"] for row in folder.rows()}
     folder.save("verdicts", {"robust": state.robust.to(torch.uint8), "fooled_by": state.fooled_by})
     return {
