@@ -269,6 +269,8 @@ def open_tracker(
 def _start(mode: str, run: Mapping[str, Any]) -> Any:
     import wandb
 
+    # W&B counts its own use through this library, which tells a broken .netrc by a traceback, every minute.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     bounds: dict[str, Any] = {"init_timeout": INIT_TIMEOUT}
     # Older versions try to send for as long as it takes.
     if "finish_timeout" in getattr(wandb.Settings, "model_fields", ()):

@@ -92,6 +92,19 @@ def test_no_text_of_a_file_becomes_markup(hostile):
     assert not [a for _, a in elements.found if "src" in a or a.get("href", "#")[0] != "#"]
 
 
+def test_jobs_without_results_are_named_with_their_reason(tmp_path):
+    done = write(tmp_path / "jobs" / "study", "done")
+    failed = done.with_name("failed")
+    failed.mkdir()
+    about = json.loads((done / "summary.json").read_text()) | {"name": "other"}
+    state = {"state": "failed", "began": "2026-01-01T00:00:00+00:00", "reason": HOSTILE, "about": about}
+    (failed / "state.json").write_text(json.dumps(state))
+    text = Elements(page(tmp_path)).text
+    assert "1 job, written" in text and "Jobs without results" in text and HOSTILE in text
+    (failed / "state.json").unlink()
+    assert "Jobs without results" not in page(tmp_path)
+
+
 def test_policy_allows_only_the_scripts_of_the_page(hostile):
     (policy,) = [
         attributes["content"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,22 @@ def test_every_package_is_listed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "rift").rglob("__init__.py")}
     assert listed == found | {"rift.conf"}
+
+
+def installed_editable() -> bool:
+    origins = [json.loads(found.read_text("direct_url.json") or "{}") for found in distributions(name="rift")]
+    return any(origin.get("dir_info", {}).get("editable") for origin in origins)
+
+
+@pytest.mark.skipif(not installed_editable(), reason="rift is not installed from a checkout")
+def test_a_script_beside_the_checkout_gets_the_package(tmp_path):
+    (tmp_path / "rift" / "docs").mkdir(parents=True)  # what `git clone` makes beside the script
+    (tmp_path / "own.py").write_text("import rift; print(rift.__file__)")
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "own.py"], cwd=tmp_path, env=alone, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).parts[-2:] == ("rift", "__init__.py")
 
 
 @pytest.mark.slow

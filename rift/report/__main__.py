@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rift.errors import UserError, choose_from
+from rift.job_state import JobState
 from rift.report.collect import found_jobs
 from rift.report.experiment_command import (
     FORMATS,
@@ -23,6 +24,7 @@ from rift.report.results import Job, read_jobs
 from rift.report.selection import conditions, select, sort_jobs
 from rift.report.study import SETTING, jobs_frame, one_job_per_seed
 from rift.report.study_command import View, show, show_table, write, write_html
+from rift.report.web import PageTable
 from rift.streams import prepare_streams
 
 _FOLDER = Path("outputs/report")
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept = sort_jobs(kept, options.sort, SETTING, reverse=options.reverse)
         view = View(options.columns, options.paper, options.significance)
         if options.html:
-            write_html(kept, options.output or _FOLDER)
+            write_html(kept, options.output or _FOLDER, tables=_left_out(options))
         elif options.output is None:
             show(kept, options.format or "terminal", view)
         else:
@@ -187,11 +189,19 @@ def _select(options: argparse.Namespace) -> tuple[list[Job], list[str]]:
     return select(jobs, options.where), warnings
 
 
-def _list(options: argparse.Namespace) -> int:
-    """Prints the index of the jobs, finished or not."""
-    missing = [path for path in options.paths if not path.exists()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist; give folders that hold jobs, e.g. outputs/jobs")
+def _left_out(options: argparse.Namespace) -> list[PageTable]:
+    """The jobs that have no results to show, and why."""
+    frame = index_frame(
+        [(job, state) for job, state in _found(options) if state.state != "done"], time.time()
+    )
+    if frame.empty:
+        return []
+    cells = index_cells(frame).drop(columns="device hours")
+    return [PageTable("Jobs without results", cells, 3, "As `python -m rift.report --list` tells them.")]
+
+
+def _found(options: argparse.Namespace) -> list[tuple[Job, JobState]]:
+    """The jobs that the options ask for, finished or not."""
     found = [
         (job, state)
         for job, state in found_jobs(options.paths)
@@ -201,7 +211,15 @@ def _list(options: argparse.Namespace) -> int:
     if not found:
         raise UserError(f"no jobs in {', '.join(map(str, options.paths))}; give another folder")
     kept = {job.folder for job in select([job for job, _ in found], options.where)}
-    frame = index_frame([(job, state) for job, state in found if job.folder in kept], time.time())
+    return [(job, state) for job, state in found if job.folder in kept]
+
+
+def _list(options: argparse.Namespace) -> int:
+    """Prints the index of the jobs, finished or not."""
+    missing = [path for path in options.paths if not path.exists()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist; give folders that hold jobs, e.g. outputs/jobs")
+    frame = index_frame(_found(options), time.time())
     show_table(index_cells(frame), frame, options.format or "terminal", "Jobs", text_columns=3)
     return 0
 
