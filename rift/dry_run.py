@@ -84,7 +84,7 @@ def _show(config: Config, pipeline: Pipeline, steps: Sequence[Step]) -> None:
 
     from rift.checkpoint import free_bytes
     from rift.job import PLAIN_WIDTH
-    from rift.plan import machine, plan_table
+    from rift.plan import busy, machine, plan_table
     from rift.room import needed_bytes
 
     output, session = Path(config.output), pipeline.session
@@ -94,6 +94,9 @@ def _show(config: Config, pipeline: Pipeline, steps: Sequence[Step]) -> None:
     for what, told in (
         ("machine", machine(config, session.runtime)),
         ("disk", f"about {needed / _GIB:.2f} GiB needed, {free / _GIB:.2f} GiB free at {output}"),
+        ("load", busy(session.runtime)),
         ("check", "all is well, nothing was written"),
     ):
+        if told is None:
+            continue
         console.print(f"{what + ':':9}{told}", markup=False, soft_wrap=True)

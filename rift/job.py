@@ -28,7 +28,7 @@ from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_holder
 from rift.locks import held
 from rift.naming import chosen_plugins
 from rift.pipeline import Pipeline
-from rift.plan import machine, make_plan, plan_lines, plan_table
+from rift.plan import busy, machine, make_plan, plan_lines, plan_table
 from rift.progress import terminal_width
 from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
@@ -238,6 +238,8 @@ def _announce_plan(pipeline: Pipeline) -> None:
     """A table where there is a terminal, else a line for each stage."""
     about = machine(pipeline.config, pipeline.session.runtime)
     steps = with_times(make_plan(pipeline), pipeline)
+    if (told := busy(pipeline.session.runtime)) and any(step.seconds is not None for step in steps):
+        log.info("plan: %s", told)
     width = terminal_width()
     if width is None:
         for line in [f"plan: {about}", *(f"plan: {line}" for line in plan_lines(steps))]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,16 @@ def _time_of(step: Step) -> str:
     if step.state == REUSED:
         return ""
     return "not estimated" if step.seconds is None else duration(step.seconds)
+
+
+def busy(runtime: Runtime) -> str | None:
+    """A sentence if a CPU is to compute whose cores have other work; None if not, or if nobody knows."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if runtime.device.type != "cpu" or load < max(1.5, 0.75 * cores):
+        return None
+    advice = "; runtime.threads=1 may be several times faster" if torch.get_num_threads() > 1 else ""
+    return f"the machine is busy (load {load:.1f} on {cores} cores), so times are estimated too long{advice}"
 
 
 def duration(seconds: float) -> str:

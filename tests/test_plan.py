@@ -18,9 +18,10 @@ from rift.errors import UserError
 from rift.estimate import with_times
 from rift.job import job_key, run_job
 from rift.pipeline import Pipeline
-from rift.plan import Step, duration, make_plan, plan_lines
+from rift.plan import Step, busy, duration, make_plan, plan_lines
 from rift.progress import set_up_logging
 from rift.resume_point import RESUME, noted_rows
+from rift.runtime import Runtime
 from rift.store import Store
 
 QUICK = ("logger=none", "stage.run=[at,mrc]")
@@ -86,6 +87,21 @@ def test_weights_that_are_given_are_not_trained(tmp_path):
     save_tensors(tmp_path / "weights.safetensors", network.state_dict())
     given = f"model.checkpoint={tmp_path}/weights.safetensors"
     assert make_plan(rehearsed(tmp_path, given, "stage.run=[mrc]"))[0].size == "the weights as they are"
+
+
+def test_a_busy_machine_is_said(monkeypatch):
+    machine = Runtime(torch.device("cpu"))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for load, threads, words in (
+        (2.9, 2, None),
+        (3.0, 2, "load 3.0 on 4 cores), so times are estimated too long; runtime.threads=1"),
+        (9.0, 1, "load 9.0 on 4 cores), so times are estimated too long"),
+    ):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        told = busy(machine)
+        assert told is None if words is None else words in told
+        assert words is None or ("threads=1" in told) == (threads > 1)
 
 
 def test_plain_lines():

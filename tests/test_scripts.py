@@ -124,9 +124,12 @@ def test_a_paper_row_goes_on_elsewhere_from_the_weights_that_travelled(tmp_path)
         "runtime.save_seconds=0",
     ]
     results = tmp_path / "results"
-    arguments = ["--data", DATA, "--results", results, "--minutes", 1, *small, f"output={tmp_path / 'lost'}"]
-    lost = paper_row(*arguments)
-    assert lost.returncode == 75, lost.stderr
+    for minutes in (1, 2, 4, 8):  # a busy machine may need more than one for the first epoch
+        arguments = ["--data", DATA, "--results", results, "--minutes", minutes, *small]
+        lost = paper_row(*arguments, f"output={tmp_path / 'lost'}")
+        assert lost.returncode == 75, lost.stderr
+        if (results / "weights.json").exists():
+            break
     about = json.loads((results / "weights.json").read_text())
     assert about["what"] == "AT so far" and 0 < about["epoch"] < 200
     joined = tmp_path / "at.safetensors"
