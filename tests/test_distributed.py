@@ -111,6 +111,7 @@ def test_a_method_that_compares_images_is_refused_in_several_processes(monkeypat
 # -- in two --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path, trained):
     weights = tmp_path / "weights.pt"
     torch.save(trained.state_dict(), weights)
