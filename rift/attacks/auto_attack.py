@@ -71,7 +71,7 @@ def auto_attack(
     seed: int,
     batch_size: int,
     save: Callable[[State], None] = lambda state: None,
-) -> Iterator[tuple[str, int]]:
+) -> Iterator[None]:
     """Attacks what is still robust, one attack after the other; yields after each batch.
 
     Of several processes each attacks a batch at a time, those that one process would cut.
@@ -86,9 +86,6 @@ def auto_attack(
         seed: of every batch of every attack, as in the library.
         batch_size: images at a time; as in the library it decides which images share random numbers.
         save: called after each batch.
-
-    Yields:
-        The attack's name and how many images the batch had.
     """
     attacks = VERSIONS[version]
     while state.attack < len(attacks):
@@ -108,7 +105,7 @@ def auto_attack(
                 state.fooled_by[fallen] = state.attack + 1
                 state.done += len(batch)
                 save(state)
-                yield name, len(batch)
+                yield
         state.attack, state.targets = state.attack + 1, None
         save(state)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -20,6 +22,11 @@ def number(value: float | None, decimals: int = 2, signed: bool = False) -> str:
 def p_value(p: float) -> str:
     """`p = 0.032`, two significant digits; tiny ones as a bound."""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def interval_ends(interval: Mapping[str, Any]) -> str:
+    """`+0.28 … +2.23`: the ends of an interval of fractions, in points."""
+    return " … ".join(number(100 * interval[end], signed=True) for end in ("low", "high"))
 
 
 def binomial_error(accuracy: float, num_images: int) -> float:

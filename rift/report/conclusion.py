@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from rift.report.cells import number, p_value
+from rift.report.cells import interval_ends, number, p_value
 from rift.report.texts import SMOKE_MARK
 
 COMPARED = {"clean": "clean", "robust": "robust", "auto_attack": "AutoAttack", "ood": "OOD"}
@@ -38,8 +38,8 @@ def print_conclusion(console: Console, summary: dict[str, Any]) -> None:
 
 def difference_text(interval: dict[str, Any]) -> str:
     """`+1.11 points (+0.28 … +2.23, n = 359)`: the difference, its 95 % interval, the test images."""
-    delta, low, high = (number(100 * interval[name], signed=True) for name in ("delta", "low", "high"))
-    return f"{delta} points ({low} … {high}, n = {interval['images']})"
+    delta = number(100 * interval["delta"], signed=True)
+    return f"{delta} points ({interval_ends(interval)}, n = {interval['images']})"
 
 
 def _seen(interval: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from rift.report.cells import MISSING, binomial_error, number, p_value, paired_error
+from rift.report.cells import MISSING, binomial_error, interval_ends, number, p_value, paired_error
 from rift.report.conclusion import difference_text
 from rift.report.paper import paper_row
 from rift.report.tables import rich_table
@@ -206,9 +206,8 @@ def interval_text(interval: dict[str, Any] | None) -> str:
     """`+0.31 … +1.92: better`, in points; a dash where nothing was compared."""
     if not interval:
         return MISSING
-    low, high = (number(100 * interval[end], signed=True) for end in ("low", "high"))
     count = f" (n = {interval['images']})" if interval["verdict"] == "no difference seen" else ""
-    return f"{low} … {high}: {interval['verdict']}{count}"
+    return f"{interval_ends(interval)}: {interval['verdict']}{count}"
 
 
 def _row(

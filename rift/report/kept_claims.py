@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rift.report import stability
 from rift.report.cells import MISSING, mean_and_std, number, p_value
-from rift.report.experiments import filled_cells, load_experiment
-from rift.report.kept_study import Kept, difference, gains_job, metric_row, row_jobs, seen
+from rift.report.kept_study import Kept, difference, gains_job, gains_relation, metric_row, row_jobs, seen
 from rift.report.results import Job
 from rift.report.tables import markdown_table
 
@@ -46,7 +44,7 @@ def claims_table(kept: Kept) -> str:
 
 def _cost_of_critical_modules(job: Job) -> tuple[float, float]:
     """Spearman's ρ over the modules of one network, and its p-value."""
-    frame = stability.relation_frame(filled_cells(load_experiment("mrc_stability"), [job]))
+    frame = gains_relation(job)
     return float(frame["end_delta_robust"].iloc[0]), float(frame["end_delta_robust_p"].iloc[0])
 
 
@@ -60,10 +58,12 @@ def readme_block(kept: Kept) -> str:
     rows = []
     for title, jobs in (("RiFT", row_jobs(kept)), ("RiFT with moving statistics¹", kept.of("published_row"))):
         found = {name: metric_row(name, metric, which, jobs) for name, which, metric in columns}
-        for part in ("AT", "RiFT", "Δ", "seen"):
-            label = f"{title}, α\\* {_alphas(jobs)}" if part == "RiFT" else part
-            rows.append({"": label} | {name: cells[part] for name, cells in found.items()})
-    rows = [row for number, row in enumerate(rows) if number == 0 or row[""] != "AT"]
+        labels = {"AT": "AT"} if not rows else {}  # both are of one θ_AT
+        labels |= {"RiFT": f"{title}, α\\* {_alphas(jobs)}", "Δ": "Δ", "seen": "seen"}
+        rows += [
+            {"": label} | {name: cells[part] for name, cells in found.items()}
+            for part, label in labels.items()
+        ]
     return f"{markdown_table(pd.DataFrame(rows))}\n\n{README_NOTE}"
 
 

@@ -14,7 +14,16 @@ from rift.report import stability
 from rift.report.cells import MISSING, number
 from rift.report.experiments import arm_about, arm_options, filled_cells, load_experiment
 from rift.report.kept_claims import claims_table
-from rift.report.kept_study import OUTCOME_CAPTION, ROW, Kept, gains_job, metric_row, outcome, row_jobs
+from rift.report.kept_study import (
+    OUTCOME_CAPTION,
+    ROW,
+    Kept,
+    gains_job,
+    gains_relation,
+    metric_row,
+    outcome,
+    row_jobs,
+)
 from rift.report.results import Job
 from rift.report.tables import markdown_table
 from rift.report.texts import attack_text
@@ -107,7 +116,7 @@ def modules_table(kept: Kept) -> str:
         }
         for row in gains
     ]
-    frame = stability.relation_frame(filled_cells(load_experiment("mrc_stability"), [job]))
+    frame = gains_relation(job)
     relation, choice = stability.relation_cells(frame), stability.choice_cells(frame)
     parts = [pd.DataFrame(table), *(part.drop(columns="of") for part in (relation, choice))]
     return "\n\n".join(markdown_table(part) for part in parts)

@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from rift.report.cells import MISSING, mean_and_std, number
+from rift.report import stability
+from rift.report.cells import MISSING, interval_ends, mean_and_std, number
+from rift.report.experiments import filled_cells, load_experiment
 from rift.report.results import Job, read_jobs
 from rift.report.verdicts import over_seeds
 
@@ -65,8 +67,7 @@ def difference(jobs: Sequence[Job], which: str, metric: str) -> str:
     interval = jobs[0].summary["intervals"].get(which)
     if interval is None:
         return number(deltas[0], signed=True)
-    low, high = (number(100 * interval[end], signed=True) for end in ("low", "high"))
-    return f"{number(deltas[0], signed=True)} ({low} … {high})"
+    return f"{number(deltas[0], signed=True)} ({interval_ends(interval)})"
 
 
 def seen(jobs: Sequence[Job], which: str, metric: str) -> str:
@@ -129,3 +130,8 @@ OUTCOME_CAPTION = (
 def gains_job(kept: Kept) -> Job | None:
     """The job that fine-tuned every module alone."""
     return next((job for job in kept.of("mrc_stability") if job.summary.get("gains")), None)
+
+
+def gains_relation(job: Job) -> pd.DataFrame:
+    """How MRC and what each module brought go together in that job, see `stability.relation_frame`."""
+    return stability.relation_frame(filled_cells(load_experiment("mrc_stability"), [job]))

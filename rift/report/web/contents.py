@@ -16,6 +16,7 @@ from rift.report.significance import CAPTION, significance_cells, significance_f
 from rift.report.study import SETTING
 from rift.report.study_cells import job_cells, study_caption, study_lines
 from rift.report.texts import device_hours, training_text
+from rift.report.web.naming import shared
 from rift.report.web.page import PageFigure, PageJob, PageSection, PageTable, load_charts
 from rift.report.web.rows import Row, Shown, corruption_rows, curve_rows, scan_rows, training_rows
 
@@ -111,10 +112,10 @@ def _without_shared(cells: pd.DataFrame, keep: Sequence[str] = ()) -> tuple[pd.D
     cells = cells.drop(columns=[name for name in same if name not in keep])
     if "attack" in cells:
         words = [text.split(", ") for text in cells["attack"]]
-        shared = [word for word in words[0] if all(word in own for own in words)]
-        rest = [", ".join(word for word in own if word not in shared) for own in words]
+        common = shared(words)
+        rest = [", ".join(word for word in own if word not in common) for own in words]
         if all(rest):
-            cells["attack"], told = rest, told + [f"attack {', '.join(shared)}"] * bool(shared)
+            cells["attack"], told = rest, told + [f"attack {', '.join(common)}"] * bool(common)
     return cells, f"All: {', '.join(told)}. " if told else ""
 
 

@@ -28,7 +28,7 @@ def numbered(jobs: pd.DataFrame) -> list[Shown]:
     """
     rows = jobs[_COLUMNS].to_dict("records")
     words = [tuple(_words(row)) for row in rows]
-    common = set.intersection(*map(set, words)) if words else set()
+    common = shared(words)
     series = [tuple(word for word in own if word not in common) for own in words]
     networks = [tuple(word for word in own if word[0] != "target") for own in series]
     networks = _one_per_scan(networks, jobs["job"])
@@ -39,6 +39,11 @@ def numbered(jobs: pd.DataFrame) -> list[Shown]:
             zip(jobs["job"], series, networks, plain, strict=True), start=1
         )
     ]
+
+
+def shared(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """What all rows have, in the order of the first."""
+    return [word for word in rows[0] if all(word in own for own in rows)] if rows else []
 
 
 def _words(row: Mapping[str, Any]) -> Iterable[Word]:
@@ -66,9 +71,9 @@ def _one_per_scan(networks: Sequence[Words], jobs: Iterable[Job]) -> list[Words]
         sharing.setdefault(frozenset(trace), []).append(words)
     names: dict[Words, Words] = {}
     for group in sharing.values():
-        shared = tuple(word for word in group[0] if all(word in other for other in group))
+        common = tuple(shared(group))
         taken = {*names.values(), *(words for words in traces if words not in group)}
-        names |= dict.fromkeys(group, group[0] if shared in taken else shared)
+        names |= dict.fromkeys(group, group[0] if common in taken else common)
     return [names[words] for words in networks]
 
 
