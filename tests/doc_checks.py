@@ -59,8 +59,7 @@ def by_program(command: Command) -> None:
             for line in what_a_script_runs(ROOT / "scripts/two_cores_studies.sh", rest):
                 check(Command(command.where, shlex.join(line), tuple(line)))
         case ["make", *rest]:
-            done = subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0 and done.stdout, done.stderr
+            assert what_make_runs(rest)
         case ["pip", "install", *rest]:
             check_pip(rest)
         case ["docker", "build", "-f", file, "-t", _, "."]:
@@ -73,6 +72,15 @@ def by_program(command: Command) -> None:
                 "tests/doc_checks.py its program, or give it a reason in EXEMPT of test_doc_commands.py.",
                 pytrace=False,
             )
+
+
+def what_make_runs(arguments: list[str]) -> list[str]:
+    """The lines that make would run, also where a make runs the tests: the inner one would say its folder."""
+    command = ["make", "--no-print-directory", "-n", *arguments]
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=outside)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def check_rift(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from runpy import run_module
 
 import pytest
-from doc_checks import check
+from doc_checks import check, what_make_runs
 from doc_commands import ROOT, SHELL, Command, blocks, commands, in_block
 from report_samples import write
 from test_export import made_up_job
@@ -97,9 +97,7 @@ def test_each_command_of_a_block_is_run_or_has_a_reason():
 
 def test_make_demo_is_what_it_is_said_to_be():
     """The README has `make demo` beside its command."""
-    make = ["make", "-n", "demo", "VENV=", "PYTHON=python"]
-    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "python -m rift experiment=demo"
+    assert what_make_runs(["demo", "VENV=", "PYTHON=python"])[-1] == "python -m rift experiment=demo"
     row = "| the demo, as `make demo` runs it | `rift experiment=demo` |"
     assert row in (ROOT / "README.md").read_text("utf-8")
 
