@@ -204,7 +204,10 @@ def test_interrupted_and_continued_it_is_as_if_undisturbed(session, tmp_path, mo
     assert continued.resumed
     for name in ("best", "last"):
         assert same_bits(undisturbed.load(name), continued.load(name))
-    points = [load_tensors(folder.path / RESUME)[0] for folder in (undisturbed, continued)]
+    points = []
+    for folder in (undisturbed, continued):
+        folder.settle()
+        points.append(load_tensors(folder.path / RESUME)[0])
     assert same_bits(*points)
     assert len(continued.rows()) == 3
 
