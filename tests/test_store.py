@@ -357,7 +357,7 @@ def test_the_lock_is_not_part_of_the_result(tmp_path):
     assert not any("lock" in path.name for path in folder.path.iterdir())
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=240):
     end = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < end, f"{path} never appeared"
