@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rift.config import Config
 from rift.errors import UserError
+from rift.places import check_places
 
 if TYPE_CHECKING:
     from rift.pipeline import Pipeline
@@ -38,6 +39,16 @@ def sweep_here(arguments: Sequence[str]) -> Iterator[list[str]]:
         yield [*own, "hydra/launcher=basic", f'hydra.sweep.dir="{folder}"']
 
 
+def look(config: Config) -> None:
+    """The part of a check that needs no torch: whether what the job reads is there.
+
+    Raises:
+        UserError: something is not.
+    """
+    with _downloading_nothing(config) as here_only:
+        check_places(here_only)
+
+
 def check(config: Config, *, shown: bool = True) -> str:
     """Checks one job as a run would before its first epoch.
 
@@ -60,23 +71,28 @@ def check(config: Config, *, shown: bool = True) -> str:
     from rift.plan import make_plan
     from rift.runtime import distributed
 
-    here_only = replace(config, dataset=replace(config.dataset, download=False))
-    try:
-        with nothing_kept():
-            pipeline = prepare(here_only)
-            if not distributed.is_writer():
-                return ""
-            steps = make_plan(pipeline)
-            if shown:
-                _show(config, pipeline, with_times(steps, pipeline))
-    except UserError as error:
-        if config.dataset.download and "dataset.download" in str(error):
-            raise UserError(f"{FLAG} downloads nothing, so it ends here: {error}") from error
-        raise
+    with _downloading_nothing(config) as here_only, nothing_kept():
+        pipeline = prepare(here_only)
+        if not distributed.is_writer():
+            return ""
+        steps = make_plan(pipeline)
+        if shown:
+            _show(config, pipeline, with_times(steps, pipeline))
     by_state: dict[str, list[str]] = {}
     for step in steps:
         by_state.setdefault(step.account, []).append(step.section)
     return "; ".join(f"{account}: {', '.join(sections)}" for account, sections in by_state.items())
+
+
+@contextmanager
+def _downloading_nothing(config: Config) -> Iterator[Config]:
+    """The configuration without a download; a refusal that advises one is told apart."""
+    try:
+        yield replace(config, dataset=replace(config.dataset, download=False))
+    except UserError as error:
+        if config.dataset.download and "dataset.download" in str(error):
+            raise UserError(f"{FLAG} downloads nothing, so it ends here: {error}") from error
+        raise
 
 
 def _show(config: Config, pipeline: Pipeline, steps: Sequence[Step]) -> None:

@@ -45,16 +45,30 @@ def option_names(schema: type = Config, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_option(name: str) -> str:
-    """The sentence for an option that does not exist, with the nearest ones that do."""
+    """The sentence for an option that does not exist, with the nearest ones that do.
+
+    Without its group it may be several: `lr` is one of training, of the scan and of fine-tuning.
+    """
     names = list(option_names())
     parent, dot, leaf = name.rpartition(".")
-    siblings = sorted(
-        {known[len(parent + dot) :].partition(".")[0] for known in names if known.startswith(parent + dot)}
-    )
+    within = [known for known in names if known.startswith(parent + dot)]
+    siblings = sorted({known[len(parent + dot) :].partition(".")[0] for known in within})
+    shortened = _ending(name, names) or _ending(leaf, within)
+    if not shortened and not parent and not get_close_matches(leaf, siblings, n=1, cutoff=0.5):
+        near = get_close_matches(leaf, {known.rpartition(".")[2] for known in names}, n=1, cutoff=0.75)
+        shortened = _ending(near[0], names) if near else []
+    if shortened:
+        *others, last = [f"'{known}'" for known in shortened]
+        meant = f"{', '.join(others)} or {last}" if others else last
+        return f"there is no option '{name}': did you mean {meant}?"
     if siblings:
         return f"there is no option '{name}': {choose_from(leaf, siblings)}."
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"there is no option '{name}': " + (f"did you mean '{near[0]}'?" if near else f"{HELP}.")
+
+
+def _ending(name: str, options: list[str]) -> list[str]:
+    return [known for known in options if known.endswith(f".{name}")]
 
 
 def explain(error: Exception) -> str:

@@ -19,6 +19,7 @@ from rift.conf_files import CONF
 from rift.config import register_plugins, to_config
 from rift.errors import JobFailed, UserError
 from rift.explain import EXPECTED, MISTAKE, SOME_FAILED, exit_code, in_one_line, leave
+from rift.places import check_places
 from rift.progress import set_up_logging
 from rift.streams import prepare_streams
 
@@ -74,6 +75,8 @@ _by_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name="c
 
 def _run(composed: DictConfig) -> float | None:
     config = to_config(composed)
+    if not torchrun.several():  # of several processes one speaks, which takes torch
+        check_places(config)
     from rift.job import run_job  # only now: torch takes seconds to import
     from rift.runtime import distributed
 
@@ -85,6 +88,8 @@ def _run(composed: DictConfig) -> float | None:
 
 def _check(composed: DictConfig, shown: bool) -> str:
     config = to_config(composed)
+    if not torchrun.several():
+        dry_run.look(config)
     from rift.runtime import distributed  # only now: see _run
 
     with distributed.common_fate(in_one_line):

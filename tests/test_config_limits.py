@@ -152,6 +152,21 @@ def test_a_misspelt_option_is_told_its_nearest(typed, nearest):
     assert f"'{typed}'" in sentence and f"did you mean '{nearest}'?" in sentence
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("epsilon", "'attack.epsilon', 'selection_attack.epsilon' or 'evaluation_attack.epsilon'"),
+        ("epsilom", "'attack.epsilon', 'selection_attack.epsilon' or 'evaluation_attack.epsilon'"),
+        ("lr", "'stage.at.lr', 'stage.mrc.lr' or 'stage.finetune.lr'"),
+        ("stage.lr", "'stage.at.lr', 'stage.mrc.lr' or 'stage.finetune.lr'"),
+        ("mrc.lr", "'stage.mrc.lr'"),
+        ("root", "'dataset.root'"),
+    ],
+)
+def test_an_option_without_its_group_is_told_its_full_names(typed, meant):
+    assert unknown_option(typed) == f"there is no option '{typed}': did you mean {meant}?"
+
+
 def test_choose_from_names_the_nearest_then_all():
     assert choose_from("mrcc", ["at", "mrc"]) == "did you mean 'mrc'? Valid: at, mrc"
     assert choose_from("zzzz", ["at", "mrc"]) == "valid: at, mrc"

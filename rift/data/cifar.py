@@ -14,6 +14,7 @@ from rift.data.download import fetching
 from rift.data.plain_pickle import NotOfficialError, read_pickle
 from rift.data.splits import Source, Split
 from rift.errors import UserError
+from rift.places import check_folders
 
 
 def read_cifar10(root: Path, *, download: bool, image_size: int | None, cache: Path) -> Source:
@@ -34,11 +35,7 @@ def _read(kind: type[CIFAR10], name: str, root: Path, download: bool) -> Source:
         # Files that are there are never fetched again, so a read-only folder does for download=True too.
         if download:
             return _fetch(kind, name, root)
-        if not folder.is_dir():
-            raise UserError(
-                f"{name} was not found at {folder}: point dataset.root= to the folder that contains "
-                f"{kind.base_folder}, or set dataset.download=true to fetch it."
-            ) from error
+        check_folders(name, root)
         raise UserError(
             f"the files of {name} in {folder} are incomplete or damaged ({error}): set "
             "dataset.download=true to fetch them again, or put the official files there."

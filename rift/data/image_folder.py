@@ -11,6 +11,7 @@ from rift.data.cache import decode_cached
 from rift.data.files import class_names, entries
 from rift.data.splits import Source, Split
 from rift.errors import UserError
+from rift.places import check_folders
 
 
 def read_image_folder(root: Path, *, download: bool, image_size: int | None, cache: Path) -> Source:
@@ -25,8 +26,8 @@ def read_image_folder(root: Path, *, download: bool, image_size: int | None, cac
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"dataset.image_size={image_size} must be at least 1 pixel.")
-    classes = _class_names(root, "train")
-    in_test = _class_names(root, "test")
+    check_folders("image_folder", root)
+    classes, in_test = (_class_names(root / part) for part in ("train", "test"))
     if classes != in_test:
         odd = sorted(set(classes) ^ set(in_test))[0]
         has, lacks = ("train", "test") if odd in classes else ("test", "train")
@@ -45,13 +46,7 @@ def read_image_folder(root: Path, *, download: bool, image_size: int | None, cac
     return Source(train, test, classes)
 
 
-def _class_names(root: Path, part: str) -> tuple[str, ...]:
-    folder = root / part
-    if not folder.is_dir():
-        raise UserError(
-            f"image_folder was not found at {folder}: point dataset.root= to the folder that contains "
-            "train/<class> and test/<class>."
-        )
+def _class_names(folder: Path) -> tuple[str, ...]:
     names = class_names(folder)
     if len(names) < 2:
         raise UserError(

@@ -18,8 +18,9 @@ from rift.data.download import fetching
 from rift.data.files import class_names, entries, read_text
 from rift.data.splits import Source, Split
 from rift.errors import UserError
+from rift.places import FOLDERS, check_folders
 
-FOLDER = "tiny-imagenet-200"
+((FOLDER,), _) = FOLDERS["tiny_imagenet"]
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _LONGEST_NAME = 255  # as file systems have it; anything longer is not worth quoting
@@ -39,11 +40,7 @@ def read_tiny_imagenet(root: Path, *, download: bool, image_size: int | None, ca
         with fetching("tiny_imagenet", root):
             if not folder.is_dir():
                 _download(root)
-    if not folder.is_dir():
-        raise UserError(
-            f"tiny_imagenet was not found at {folder}: point dataset.root= to the folder that contains "
-            f"{FOLDER}, or set dataset.download=true to fetch it."
-        )
+    check_folders("tiny_imagenet", root)
     classes, train_paths, train_labels = _list_train(folder / "train")
     test_paths, test_labels = _list_val(folder / "val", classes)
     parts = {"train": train_paths, "test": test_paths}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from torch import Tensor
 from rift.errors import UserError, shown
 from rift.models.checkpoint_archive import Archive
 from rift.models.checkpoint_pickle import Claim, Forbidden, Malformed, Other
+from rift.places import checkpoint_size, unreadable
 
 # Where training scripts put the weights in what they save.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -24,12 +23,6 @@ _EPOCHS = ("best", "last")
 _MAX_DEPTH = 16  # wrappers around one another
 _MAX_NAME = 300  # characters of a tensor's name
 _MAX_HEADER = 16 << 20  # bytes of a safetensors header; that of 1000 tensors takes 100 KiB
-# What a failed download leaves under the file's name.
-_IMPOSTORS = {
-    rb"\s*(<!doctype html|<html|<\?xml)": "it is a web page",
-    rb"version https://git-lfs": "it is a pointer of Git LFS",
-    rb"\0{64}": "it begins with nothing but zeros",
-}
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -44,7 +37,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         UserError: no such file, not a checkpoint, damaged, or it needs code that we will not run.
     """
-    size = _size(path)
+    size = checkpoint_size(path)
     notes: list[str] = []
     if path.suffix == ".safetensors":
         with _one_sentence(path):
@@ -73,42 +66,6 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, notes
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file that can be read from its beginning to its end: no folder, pipe or device."""
-    try:
-        status = path.stat()
-        if stat.S_ISREG(status.st_mode):
-            with path.open("rb") as file:
-                head = file.read(1024)
-        else:
-            head = None
-    except FileNotFoundError:
-        raise UserError(_no_file("no file", path)) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(_no_file("no file that can be read", path, f" ({reason.lower()})")) from error
-    if head is None:
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-        raise UserError(_no_file(kind, path))
-    if not head:
-        raise UserError(_unreadable(path, "it is empty"))
-    for pattern, reason in _IMPOSTORS.items():
-        if re.match(pattern, head.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
-            raise UserError(_unreadable(path, reason))
-    return status.st_size
-
-
-def _no_file(found: str, path: Path, reason: str = "") -> str:
-    return f"There is {found} at {path}{reason}: set model.checkpoint to the file with the weights."
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    return (
-        f"The checkpoint {path} cannot be read ({reason}), so it is damaged or of another kind: fetch it "
-        "again, or give a .safetensors file or one written by torch.save."
-    )
-
-
 @contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
     """Whatever the readers of a file raise becomes a `UserError`."""
@@ -120,10 +77,10 @@ def _one_sentence(path: Path) -> Iterator[None]:
             "since that could run code: save its state dict alone, torch.save(model.state_dict(), …)."
         ) from error
     except Malformed as error:
-        raise UserError(_unreadable(path, f"it {error}")) from error
+        raise UserError(unreadable(path, f"it {error}")) from error
     # A damaged file, or one of another kind, can bring down a reader with any exception.
     except Exception as error:
-        raise UserError(_unreadable(path, type(error).__name__)) from error
+        raise UserError(unreadable(path, type(error).__name__)) from error
 
 
 def _read_safetensors(path: Path, size: int) -> dict[str, Tensor]:
@@ -171,7 +128,7 @@ def _unwrap(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
                 "you want alone."
             )
         if len(notes) == _MAX_DEPTH:  # it may hold itself
-            raise UserError(_unreadable(path, f"its weights are wrapped more than {_MAX_DEPTH} times"))
+            raise UserError(unreadable(path, f"its weights are wrapped more than {_MAX_DEPTH} times"))
         beside = [_shown(key) for key in content if key != inside[0]]
         note = f"Took the weights under '{inside[0]}'"
         notes.append(f"{note} and left aside {_listing(beside)}." if beside else f"{note}.")
