@@ -72,7 +72,7 @@ def check(config: Config, *, shown: bool = True) -> str:
     from rift.runtime import distributed
 
     with _downloading_nothing(config) as here_only, nothing_kept():
-        pipeline = prepare(here_only)
+        pipeline, _ = prepare(here_only)
         if not distributed.is_writer():
             return ""
         steps = make_plan(pipeline)

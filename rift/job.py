@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,20 +18,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from rift.announcement import announce, announce_plan
 from rift.assembly import make_runtime, make_session
 from rift.checkpoint import nearest_existing, save_json
 from rift.config import Config
-from rift.estimate import with_times
+from rift.done_before import DoneBefore, done_before
 from rift.explain import in_one_line
-from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_holder
+from rift.job_state import LOCK_FILE, STATE_FILE, JobState, job_holder, noted_state
 from rift.locks import held
 from rift.naming import chosen_plugins
 from rift.pipeline import Pipeline
-from rift.plan import busy, machine, make_plan, plan_lines, plan_table
-from rift.progress import terminal_width
-from rift.protocol import departures, method_notes, selection_notes
 from rift.provenance import provenance
-from rift.runtime import Runtime, computes_bfloat16, distributed
+from rift.runtime import Runtime, distributed
 from rift.stage_options import CHAIN
 from rift.store import Store, digest
 from rift.summary import final_numbers, job_about, make_summary
@@ -63,13 +60,21 @@ def job_key(config: Config, runtime: Runtime) -> str:
     return digest({**typed, "precision": [*map(str, precisions), config.runtime.tf32]})
 
 
-def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] = ()) -> dict[str, Any]:
+def run_job(
+    config: Config,
+    overrides: Mapping[str, Any],
+    varied: Sequence[str] = (),
+    typed: Collection[str] | None = None,
+    in_sweep: bool = False,
+) -> dict[str, Any]:
     """Runs one job. Nothing is written before everything that can be checked has been.
 
     Args:
         config: checked configuration.
         overrides: what the command line changed, for the report.
         varied: what tells the job from the others of its sweep, for its name: `finetune.lr=0.01`.
+        typed: the names of those overrides that the user gave, and no experiment's file; None is all.
+        in_sweep: one line is enough where nothing is to be done.
 
     Returns:
         The summary, as stored in the job's folder; empty in a process that is not the writer.
@@ -78,48 +83,53 @@ def run_job(config: Config, overrides: Mapping[str, Any], varied: Sequence[str] 
         UserError: see `make_session` and `Pipeline.run`.
         OSError: the output folder cannot be written.
     """
-    pipeline = prepare(config)
-    key, name = job_key(config, pipeline.session.runtime), " ".join([pipeline.name, *varied])
+    pipeline, key = prepare(config)
+    name = " ".join([pipeline.name, *varied])
     if not distributed.is_writer():
         return _follow(pipeline)
-    folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
+    folder, run_id = (
+        _folder(Path(config.output) / "jobs" / config.study, name, key),
+        digest([key, config.study]),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     about = job_about(config, pipeline.checkpoint_digest)
-    with _held(folder, about), _log_in(folder / "job.log"), distributed.common_fate(in_one_line):
+
+    def summarise() -> dict[str, Any]:
+        return make_summary(config, pipeline, name, key, overrides)
+
+    with (
+        _held(folder, about) as state,
+        _log_in(folder / "job.log"),
+        distributed.common_fate(in_one_line),
+    ):
         distributed.from_writer(lambda: None)  # the others wait for the lock
+        with distributed.alone():
+            earlier = done_before(folder, state, pipeline, run_id, summarise)
+        if earlier is not None and in_sweep:
+            return _nothing_to_do(folder, pipeline, earlier)
         save_json(folder / "config.json", asdict(config))
-        _announce(config, folder, pipeline)
-        _announce_plan(pipeline)
-        tracker = open_tracker(
-            config.logger.name,
-            mode=config.logger.mode,
-            project=config.logger.project,
-            entity=config.logger.entity,
-            tags=[*config.logger.tags, config.protocol.name, *(["smoke"] if config.smoke else [])],
-            folder=folder,
-            job=name,
-            key=digest([key, config.study]),
-            study=config.study,
-            job_type="rift" if set(CHAIN) <= set(config.stage.run) else "+".join(config.stage.run),
-            config={**asdict(config), "provenance": provenance(), "plugins": chosen_plugins(config)},
-        )
+        announce(config, folder, pipeline, overrides if typed is None else typed)
+        announce_plan(pipeline)
+        if earlier is not None:
+            log.info("nothing to do: all of it was done before, and nothing is tracked anew")
+        tracker = Tracker() if earlier is not None else _tracker(config, folder, name, run_id)
         with ended(tracker):
             pipeline.run(tracker)
             with distributed.alone():
-                summary = make_summary(config, pipeline, name, key, overrides)
+                summary = summarise()
                 save_json(folder / "summary.json", summary)
-                _report(folder, tracker, summary)
+                _report(folder, tracker, summary, tracker.where if earlier is None else earlier.run)
     return summary
 
 
-def prepare(config: Config) -> Pipeline:
+def prepare(config: Config) -> tuple[Pipeline, str]:
     """Does all that can be checked before the first epoch, and writes no result.
 
     Args:
         config: checked configuration.
 
     Returns:
-        The job's pipeline, rehearsed.
+        The job's pipeline, rehearsed, and the job's key.
 
     Raises:
         UserError: see `make_session` and `Pipeline.rehearse`.
@@ -129,12 +139,38 @@ def prepare(config: Config) -> Pipeline:
         _check_writable(Path(config.output))
     runtime = make_runtime(config)
     session = make_session(config, runtime)
-    pipeline = Pipeline(config, session, Store(Path(config.output) / "store"))
-    seen = [job_key(config, runtime), session.dataset.identity, pipeline.checkpoint_digest]
-    seen += [str(torch.__version__)]
+    pipeline, key = Pipeline(config, session, Store(Path(config.output) / "store")), job_key(config, runtime)
+    seen = [key, session.dataset.identity, pipeline.checkpoint_digest, str(torch.__version__)]
     distributed.require_same(seen, "options, images, checkpoint or version of torch")
     pipeline.rehearse()
-    return pipeline
+    return pipeline, key
+
+
+def _tracker(config: Config, folder: Path, name: str, run_id: str) -> Tracker:
+    return open_tracker(
+        config.logger.name,
+        mode=config.logger.mode,
+        project=config.logger.project,
+        entity=config.logger.entity,
+        tags=[*config.logger.tags, config.protocol.name, *(["smoke"] if config.smoke else [])],
+        folder=folder,
+        job=name,
+        key=run_id,
+        study=config.study,
+        job_type="rift" if set(CHAIN) <= set(config.stage.run) else "+".join(config.stage.run),
+        config={**asdict(config), "provenance": provenance(), "plugins": chosen_plugins(config)},
+    )
+
+
+def _nothing_to_do(folder: Path, pipeline: Pipeline, earlier: DoneBefore) -> dict[str, Any]:
+    """One line for a job of a sweep whose results are all there, and whole."""
+    from rift.report import conclusion_in_brief  # see _report
+
+    for stage in pipeline.folders.values():
+        stage.verify()
+    brief = conclusion_in_brief(earlier.summary)
+    log.info("nothing to do, done before%s: %s", f"; {brief}" if brief else "", folder)
+    return earlier.summary
 
 
 def _follow(pipeline: Pipeline) -> dict[str, Any]:
@@ -161,10 +197,13 @@ def _folder(study: Path, name: str, key: str) -> Path:
 
 
 @contextmanager
-def _held(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+def _held(folder: Path, about: Mapping[str, Any]) -> Iterator[JobState | None]:
     """Holds the job's folder, and notes there what the job is of and how it stands; see `rift.job_state`.
 
     A process that finds it held waits until the other one has ended, and then finds its results.
+
+    Yields:
+        What was noted there before.
     """
 
     def tell() -> None:
@@ -172,10 +211,11 @@ def _held(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
 
     # Whoever reads a job's state holds its lock for an instant.
     with held(folder / LOCK_FILE, tell, patience=1):
+        before = noted_state(folder)
         began = JobState("running", began=_now(), host=platform.node(), pid=os.getpid())
         try:
             save_json(folder / STATE_FILE, {**asdict(began), "about": about})
-            yield
+            yield before
             _note_end(folder, began, about, "done")
         except KeyboardInterrupt:
             with suppress(OSError):  # what went wrong first is what is told
@@ -213,63 +253,8 @@ def _log_in(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _announce(config: Config, folder: Path, pipeline: Pipeline) -> None:
-    log.info("job: %s", folder)
-    for group, about in chosen_plugins(config).items():
-        log.info("%s: of the package %s %s", group, about["package"], about["version"])
-    for sentence in pipeline.import_notes:
-        log.info("%s: %s", config.model.checkpoint, sentence)
-    if config.smoke:
-        log.warning("smoke=true: a few images and epochs only; the numbers are no results")
-    for note in selection_notes(config):
-        log.info("protocol=%s: %s", config.protocol.name, note)
-    for note in [*departures(config), *method_notes(config)]:
-        log.warning("%s", note)
-    if slow := slow_bfloat16(config, pipeline.session.runtime.device):
-        log.warning("%s", slow)
-    for role, attack in (("selection", config.selection_attack), ("evaluation", config.evaluation_attack)):
-        if (attack.norm, attack.epsilon) != (config.attack.norm, config.attack.epsilon):
-            message = "%s attacks within %s of %s, training within %s of %s"
-            own = config.attack
-            log.warning(message, role, attack.epsilon, attack.norm, own.epsilon, own.norm)
-
-
-def _announce_plan(pipeline: Pipeline) -> None:
-    """A table where there is a terminal, else a line for each stage."""
-    about = machine(pipeline.config, pipeline.session.runtime)
-    steps = with_times(make_plan(pipeline), pipeline)
-    if (told := busy(pipeline.session.runtime)) and any(step.seconds is not None for step in steps):
-        log.info("plan: %s", told)
-    width = terminal_width()
-    if width is None:
-        for line in [f"plan: {about}", *(f"plan: {line}" for line in plan_lines(steps))]:
-            log.info("%s", line)
-        return
-    console = Console(width=width, file=io.StringIO())
-    with console.capture() as captured:
-        console.print(plan_table(steps, f"Plan: {about}"))
-    log.info("%s", "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
-
-
-def slow_bfloat16(config: Config, device: torch.device) -> str | None:
-    """The warning for bfloat16 that was asked for where it is computed in software; else None."""
-    asked = {
-        "runtime.precision": config.runtime.precision,
-        "runtime.selection_precision": config.runtime.selection_precision,
-        "runtime.evaluation_precision": config.runtime.evaluation_precision,
-        "stage.mrc.precision": config.stage.mrc.precision,
-    }
-    chosen = [option for option, precision in asked.items() if precision == "bfloat16"]
-    if not chosen or computes_bfloat16(device):
-        return None
-    machine, remedy = device.type.upper(), " ".join(f"{option}=float32" for option in chosen)
-    return (
-        f"{' and '.join(chosen)}: this {machine} has no bfloat16 instructions, so bfloat16 is some ten times "
-        f"slower than float32 here; say {remedy}."
-    )
-
-
-def _report(folder: Path, tracker: Tracker, summary: Mapping[str, Any]) -> None:
+def _report(folder: Path, tracker: Tracker, summary: dict[str, Any], run: Path | None) -> None:
+    """Tables, figures and places; `run` is the folder of the job's W&B run."""
     if "mrc" in summary:
         tracker.ranking(summary["mrc"])
     if "sweep" in summary:
@@ -289,8 +274,8 @@ def _report(folder: Path, tracker: Tracker, summary: Mapping[str, Any]) -> None:
     print_job(console, summary)
     places = [("summary", folder / "summary.json"), ("page", report["page"])]
     places += [("figure", path) for path in report["figures"] if path.suffix == ".png"]
-    if tracker.where is not None:
-        places.append(("W&B run", tracker.where))
+    if run is not None:
+        places.append(("W&B run", run))
     for what, path in places:
         console.print(f"{what + ':':9}{path}", markup=False, soft_wrap=True)
     print_conclusion(console, summary)

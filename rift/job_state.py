@@ -46,11 +46,11 @@ def job_state(folder: Path) -> JobState:
     A job whose process was killed has left `running` and a free lock, and is `stopped`. A folder without a
     readable `state.json`, as older versions left them, is `done` if it has a summary.
     """
-    noted = _noted(folder)
+    noted = noted_state(folder)
     if noted is not None and noted.state != "running":
         return noted
     held = is_held(folder / LOCK_FILE)
-    if _noted(folder) != noted:  # it ended, or began, while we looked
+    if noted_state(folder) != noted:  # it ended, or began, while we looked
         return job_state(folder)
     if noted is None:
         done = (folder / "summary.json").is_file()
@@ -60,13 +60,13 @@ def job_state(folder: Path) -> JobState:
 
 def job_holder(folder: Path) -> str:
     """Who runs the job of this folder, by what its process wrote when it began: host, process, since when."""
-    noted = _noted(folder)
+    noted = noted_state(folder)
     return shown(
         holder_named(noted.pid, noted.host, noted.began) if noted else holder_named(None, None, None)
     )
 
 
-def _noted(folder: Path) -> JobState | None:
+def noted_state(folder: Path) -> JobState | None:
     """What `state.json` says, or None where it says nothing that can be understood."""
     try:
         value = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))

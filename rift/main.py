@@ -80,9 +80,12 @@ def _run(composed: DictConfig) -> float | None:
     from rift.job import run_job  # only now: torch takes seconds to import
     from rift.runtime import distributed
 
-    overrides = list(HydraConfig.get().overrides.task)
+    surroundings = HydraConfig.get()
+    overrides = list(surroundings.overrides.task)
+    typed = _typed(sweep.of_user(overrides, surroundings.sweeper.params or {}))
+    in_sweep = sweep.place() is not None
     with distributed.common_fate(in_one_line):
-        summary = run_job(config, _typed(overrides), sweep.varied(overrides))
+        summary = run_job(config, _typed(overrides), sweep.varied(overrides), typed, in_sweep)
     return summary.get("rift", summary.get("at", {})).get("clean_accuracy")
 
 

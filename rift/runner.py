@@ -42,7 +42,7 @@ class Runner:
             whether all inputs are there or will be, and makes nothing.
         folders: the finished results so far, by section: a stage, or a measurement of one of the two
             networks, such as `evaluate_at` and `evaluate_rift`.
-        notes: what a reader must know of reused results.
+        told: what was said of reused results, once.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Runner:
     smoke: bool
     tracker: Tracker | None
     folders: dict[str, StageFolder] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
 
     @property
     def rehearsing(self) -> bool:
@@ -105,8 +105,8 @@ class Runner:
         folder.tidy()
         log.info("%s: reused %s", section, folder.path)
         elsewhere = made_elsewhere(folder.result(), self.session.runtime.describe()["name"])
-        if elsewhere is not None and elsewhere not in self.notes:
-            self.notes.append(elsewhere)
+        if elsewhere is not None and elsewhere not in self.told:
+            self.told.add(elsewhere)
             log.warning("%s", elsewhere)
         self._replay(section, folder.rows())
 

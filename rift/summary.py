@@ -13,7 +13,7 @@ from rift.config import Config
 from rift.naming import chosen_plugins, method_name, model_name
 from rift.pipeline import Pipeline
 from rift.protocol import departures, differences, method_notes, selection_notes
-from rift.provenance import provenance
+from rift.provenance import made_elsewhere, provenance
 from rift.stages.corruption_evaluation import per_image
 from rift.store import StageFolder
 
@@ -49,7 +49,7 @@ def make_summary(
                     *pipeline.import_notes,
                     *results.get("at", {}).get("notes", []),
                     *alarms(results),
-                    *pipeline.runner.notes,
+                    *filter(None, (made_elsewhere(one, device["name"]) for one in results.values())),
                     *(note for result in results.values() for note in result["fallbacks"]),
                 ]
             )

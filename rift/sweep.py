@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,17 @@ def differing(overrides: Sequence[str]) -> list[str]:
     jobs = json.loads((folder / _PLAN).read_text(encoding="utf-8")) if folder else []
     shared = _shared(jobs) if jobs else set(overrides)
     return [text for text in overrides if text not in shared]
+
+
+def of_user(overrides: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+    """Those of a job's overrides that the user gave: the others are values of an experiment's own sweep.
+
+    Args:
+        overrides: of the job.
+        params: of the sweeper, as the experiment's file has them: `{"seed": "0,1,2"}`.
+    """
+    swept = {text for name, values in params.items() for (text,) in _combinations([f"{name}={values}"])}
+    return [text for text in overrides if text not in swept]
 
 
 def varied(overrides: Sequence[str]) -> list[str]:

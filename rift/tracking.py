@@ -205,6 +205,21 @@ def has_credentials() -> bool:
     return found is not None and bool(found[2])
 
 
+def _resolved(mode: str) -> str:
+    return os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
+
+
+def is_wanted(name: str, mode: str) -> bool:
+    """Whether these settings ask for a W&B run."""
+    return name != "none" and _resolved(mode) != "disabled"
+
+
+def earlier_run(folder: Path, key: str) -> Path | None:
+    """The folder of the last W&B run with this id that began in a job's folder, if any did."""
+    runs = folder.glob(f"wandb/*run-*-{key}")
+    return max(runs, key=lambda path: path.name.partition("run-")[2], default=None)
+
+
 def open_tracker(
     name: str,
     *,
@@ -232,12 +247,9 @@ def open_tracker(
         study: the run's group.
         config: what was typed, resolved; holds no secrets.
     """
-    if name == "none":
+    if not is_wanted(name, mode):
         return Tracker()
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "disabled":
-        return Tracker()
+    mode = _resolved(mode)
     if (reason := _import_error()) is not None:
         log.warning("W&B cannot be imported (%s); metrics go to the result files alone", reason)
         return Tracker()

@@ -12,7 +12,7 @@ from rift.assembly import make_runtime, make_session
 from rift.data import Split
 from rift.explain import option_names
 from rift.pipeline import Pipeline
-from rift.protocol import PAPER, departures, differences, selection_notes
+from rift.protocol import PAPER, departing, departures, differences, named_by, selection_notes
 from rift.store import Store
 from rift.tracking import Tracker
 
@@ -123,6 +123,24 @@ def test_what_replaces_a_protocol_s_own_value_is_said():
         for dataset in ("cifar10", "tiny_imagenet"):
             config = config_of(f"protocol={protocol}", f"dataset={dataset}", "stage.finetune.epochs=4")
             assert departures(config) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "surprising"),
+    [
+        (["experiment", "seed", "stage.mrc.epochs"], []),
+        (["attack.step_size"], ["attack.step_size"]),
+        (["attack", "stage.mrc.split"], ["attack.step_size", "stage.mrc.split"]),
+        (["attack@evaluation_attack"], []),
+        (["protocol", "experiment"], None),  # whose values are not all there
+    ],
+)
+def test_a_departure_is_the_user_s_own_where_its_option_was_named(typed, surprising):
+    found = departing(config_of("experiment=demo"))
+    assert len(found) == 5
+    assert [option for option in found if named_by(option, typed)] == (
+        list(found) if surprising is None else surprising
+    )
 
 
 @pytest.mark.parametrize(

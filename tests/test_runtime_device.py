@@ -13,9 +13,9 @@ import torch
 from tiny_jobs import TINY, subprocess_arguments, tiny_config
 from torch import nn
 
-import rift.job
+import rift.announcement
+from rift.announcement import slow_bfloat16
 from rift.errors import UserError
-from rift.job import slow_bfloat16
 from rift.models import build_model
 from rift.runtime import (
     Runtime,
@@ -133,11 +133,11 @@ def test_bfloat16_needs_instructions_that_may_be_used(monkeypatch, allowed, know
     ],
 )
 def test_bfloat16_in_software_is_warned_of_where_it_was_asked_for(monkeypatch, option):
-    monkeypatch.setattr(rift.job, "computes_bfloat16", lambda device: False)
+    monkeypatch.setattr(rift.announcement, "computes_bfloat16", lambda device: False)
     said = slow_bfloat16(tiny_config(f"{option}=bfloat16"), CPU)
     assert f"{option}: this CPU has no bfloat16 instructions" in said and f"say {option}=float32" in said
     assert slow_bfloat16(tiny_config(), CPU) is None
-    monkeypatch.setattr(rift.job, "computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(rift.announcement, "computes_bfloat16", lambda device: True)
     assert slow_bfloat16(tiny_config(f"{option}=bfloat16"), CPU) is None
 
 

@@ -29,6 +29,12 @@ def conclusion_lines(summary: dict[str, Any]) -> list[str]:
     return [*lines, f"Verdict: {_verdict(summary, compared)}."]
 
 
+def conclusion_in_brief(summary: dict[str, Any]) -> str:
+    """What the job comes to, as part of a line; empty where nothing was compared."""
+    lines = conclusion_lines(summary)
+    return lines[-1].removeprefix("Verdict: ").removesuffix(".") if lines else ""
+
+
 def print_conclusion(console: Console, summary: dict[str, Any]) -> None:
     """Prints these lines, the last of them bold."""
     lines = conclusion_lines(summary)
