@@ -47,15 +47,15 @@ def test_the_last_line_says_what_the_differences_come_to(clean, robust, said):
 def test_each_difference_has_its_interval_and_its_images():
     lines = conclusion_lines(summary(intervals={"clean": compared(400, 0), "robust": compared(0, 0)}))
     assert lines[:2] == [  # resampling cannot move what is the same for every image
-        "clean +100.00 points (+100.00 … +100.00, n = 400): better",
-        "robust +0.00 points (+0.00 … +0.00, n = 400): no difference seen",
+        "clean +100.00 points (+100.00 … +100.00, n = 400 images): better",
+        "robust +0.00 points (+0.00 … +0.00, n = 400 images): no difference seen",
     ]
 
 
 def test_an_interval_off_zero_that_the_sign_test_does_not_bear_out_says_so():
     (line, _) = conclusion_lines(summary(intervals={"clean": compared(5, 0)}))
     assert line.startswith("clean +1.25 points (+0.")
-    assert line.endswith(", n = 400): no difference seen (sign test: p = 0.062)")  # 2 · 2⁻⁵
+    assert line.endswith(", n = 400 images): no difference seen (sign test: p = 0.062)")  # 2 · 2⁻⁵
 
 
 def test_a_choice_on_the_test_images_is_said_where_something_is_claimed():

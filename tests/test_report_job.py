@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -182,12 +183,12 @@ def test_every_difference_has_an_interval_and_a_verdict():
     frame = job_frame(with_ood("published")).set_index("accuracy (%)")
     assert frame["Δ, 95 % interval"].tolist() == [
         "+2.35 … +3.15: better",
-        "-0.25 … +0.35: no difference seen (n = 10000)",
-        "-0.35 … +0.25: no difference seen (n = 10000)",
+        "-0.25 … +0.35: no difference seen (n = 10000 images)",
+        "-0.35 … +0.25: no difference seen (n = 10000 images)",
         "+1.70 … +2.50: better",
     ]
     said = " ".join(shown(with_ood("published")).split())
-    assert "Δ OOD − Δ clean: -0.65 points (-0.85 … -0.45, n = 10000): OOD gains less than clean." in said
+    assert "Δ OOD − Δ clean: -0.65 points (-0.85 … -0.45, n = 10000 images): OOD gains less" in said
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -195,6 +196,33 @@ def test_three_columns_fit_the_terminal(width):
     text = shown(with_ood("published"), width)
     assert max(map(len, text.splitlines())) <= width
     assert all(cell in text for cell in ("81.00 ± 0.39", "75.66", "+2.10"))
+
+
+def longest_row(text):
+    """Lines of the longest row of the tables in a text: a row begins where the first column does."""
+    rows, longest = 0, 0
+    for line in text.splitlines():
+        begins = line.startswith((" clean", " robust", " OOD", " AutoAttack"))
+        rows = 1 if begins else rows + 1 if rows and line.strip() else 0
+        longest = max(longest, rows)
+    return longest
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_in_a_narrow_terminal_no_row_is_higher_than_three_lines_and_nothing_is_left_out(width, dataset):
+    run = with_ood("published") | {"dataset": dataset}
+    text = shown(run, width).split("  Attack:")[0]
+    assert max(map(len, text.splitlines())) <= width and longest_row(text) <= 3
+    said = " ".join(text.split())
+    for row in job_frame(run).to_numpy().tolist():
+        cells = [part for cell in row[1:] for part in re.split(r" \(|: ", cell)]
+        missing = [cell for cell in cells if cell.removesuffix(")") not in said]
+        assert not missing, missing
+
+
+def test_each_row_is_a_line_where_there_is_room():
+    assert longest_row(shown(with_ood("published"), 120).split("  Attack:")[0]) == 1
 
 
 def test_the_page_has_every_version_and_every_mean(tmp_path):

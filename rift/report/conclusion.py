@@ -43,9 +43,9 @@ def print_conclusion(console: Console, summary: dict[str, Any]) -> None:
 
 
 def difference_text(interval: dict[str, Any]) -> str:
-    """`+1.11 points (+0.28 … +2.23, n = 359)`: the difference, its 95 % interval, the test images."""
+    """`+1.11 points (+0.28 … +2.23, n = 359 images)`: the difference, its 95 % interval, the test images."""
     delta = number(100 * interval["delta"], signed=True)
-    return f"{delta} points ({interval_ends(interval)}, n = {interval['images']})"
+    return f"{delta} points ({interval_ends(interval)}, n = {interval['images']} images)"
 
 
 def _seen(interval: dict[str, Any]) -> str:

@@ -164,26 +164,48 @@ def print_job(console: Console, summary: dict[str, Any]) -> None:
 def print_job_table(console: Console, summary: dict[str, Any]) -> None:
     """Prints the job's table and, below it, how the run differs from the paper and its notes.
 
-    Fits 80 columns; with 120 or more each row is one line.
+    Fits 80 columns. Where the intervals have no room beside the numbers they are a table of their own, so
+    that no row takes more than three lines.
     """
     frame = job_frame(summary)
-    narrow = console.width < _WIDE
-    if narrow:
-        frame = _with_intervals_below(frame).map(lambda cell: cell.replace(" (", "\n("))
-        frame.columns = [name.replace("paper ", "paper\n") for name in frame]
-    console.print(rich_table(frame, job_title(summary), gap=1 if narrow else 2))
+    if console.width >= _WIDE:
+        console.print(rich_table(frame, job_title(summary)))
+    else:
+        if INTERVAL in frame:
+            frame, intervals = _apart(frame)
+            _print_narrow(console, frame, job_title(summary))
+            _print_narrow(console, intervals, "RiFT − AT", text_columns=4)
+        else:
+            _print_narrow(console, frame, job_title(summary))
     for line in job_explanations(summary):
         _print_indented(console, line, style="dim")
     _print_notes(console, summary)
 
 
-def _with_intervals_below(frame: pd.DataFrame) -> pd.DataFrame:
-    """For narrow terminals: the interval and the verdict as lines of their own under the difference."""
-    if INTERVAL not in frame:
-        return frame
-    lines = frame[INTERVAL].str.replace(": ", "\n").str.replace("difference ", "difference\n")
-    both = frame["Δ (points)"] + ("\n" + lines).where(lines != MISSING, "")
-    return frame.assign(**{"Δ (points)": both}).drop(columns=INTERVAL)
+def _print_narrow(console: Console, frame: pd.DataFrame, title: str, text_columns: int = 1) -> None:
+    """With line breaks before what is in brackets, where the lines would be too long."""
+    frame.columns = [name.replace("paper ", "paper\n") for name in frame]
+    table = rich_table(frame, title, text_columns=text_columns, gap=1)
+    unbounded = console.options.update(max_width=10 * _WIDE)  # else no measure exceeds the console's
+    if console.measure(table, options=unbounded).maximum > console.width:
+        frame = frame.map(lambda cell: cell.replace(" (", "\n("))
+        table = rich_table(frame, title, text_columns=text_columns, gap=1)
+    console.print(table)
+
+
+def _apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table without p-values and intervals, and these in one of their own."""
+    delta, ends = frame["Δ (points)"].str.partition(" ("), frame[INTERVAL].str.partition(": ")
+    intervals = pd.DataFrame(
+        {
+            "accuracy": frame["accuracy (%)"],
+            INTERVAL: ends[0],
+            "seen": ends[2].where(ends[2] != "", MISSING),
+            "paired test": delta[2].str.removesuffix(")").where(delta[2] != "", MISSING),
+        }
+    )
+    compared = (intervals[INTERVAL] != MISSING) | (intervals["paired test"] != MISSING)
+    return frame.assign(**{"Δ (points)": delta[0]}).drop(columns=INTERVAL), intervals[compared]
 
 
 def _print_notes(console: Console, summary: dict[str, Any]) -> None:
@@ -206,7 +228,7 @@ def interval_text(interval: dict[str, Any] | None) -> str:
     """`+0.31 … +1.92: better`, in points; a dash where nothing was compared."""
     if not interval:
         return MISSING
-    count = f" (n = {interval['images']})" if interval["verdict"] == "no difference seen" else ""
+    count = f" (n = {interval['images']} images)" if interval["verdict"] == "no difference seen" else ""
     return f"{interval_ends(interval)}: {interval['verdict']}{count}"
 
 
