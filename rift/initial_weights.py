@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rift.checkpoint import file_digest
 from rift.config import Config
-from rift.models import check_normalisation, load_foreign_checkpoint
+from rift.data import SHAPES
+from rift.models import Images, check_normalisation, load_foreign_checkpoint
 from rift.stages import Session
 
 TRIED = 500  # training images on which imported weights are tried
@@ -41,7 +42,8 @@ def initial_weights(config: Config, session: Session) -> InitialWeights:
         return InitialWeights()
     path = Path(config.model.checkpoint).expanduser()
     network, train = session.new_network(), session.dataset.train
-    notes = load_foreign_checkpoint(network, path)
+    known = {name: (shape[0], classes) for name, (shape, classes) in SHAPES.items()}
+    notes = load_foreign_checkpoint(network, path, Images(config.dataset.name, known))
     some = torch.linspace(0, len(train) - 1, min(TRIED, len(train))).long()
     sample = train.subset(some)
     worth = check_normalisation(network.eval(), sample.images / 255, sample.labels, f"The checkpoint {path}")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rift.errors import UserError
-from rift.models import build_model, load_foreign_checkpoint
+from rift.models import Images, build_model, load_foreign_checkpoint
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
@@ -246,6 +246,55 @@ def test_another_form_is_named(tmp_path, make, model, advice):
     with pytest.raises(UserError) as refusal:
         loaded(tmp_path, prefixed("module.", make().state_dict()), model, width=2)
     assert advice in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+CIFAR = {"cifar10": (3, 10), "cifar100": (3, 100), "digits": (1, 10)}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (
+            {"name": "resnet18", "width": 8},
+            "it takes 3 channels and knows 10 classes where digits has 1 and 10; choose model=resnet18 "
+            "model.width=8, whose form it has, and the data set that it was trained on (dataset=cifar10?).",
+        ),
+        (
+            {"name": "resnet_small", "width": 4, "num_classes": 100},
+            "where digits has 1 and 10; choose the data set that it was trained on (dataset=cifar100?).",
+        ),
+        (
+            {"name": "resnet_small", "width": 8, "num_classes": 7, "in_channels": 1},
+            "it takes 1 channel and knows 7 classes where digits has 1 and 10; choose model=resnet_small "
+            "model.width=8, whose form it has, and the data set that it was trained on.",
+        ),
+        (
+            {"name": "resnet_small", "width": 4, "num_classes": 7, "in_channels": 1},
+            "is for 7 classes but digits has 10: choose the data set that it was trained on, or another",
+        ),
+        (
+            {"name": "wrn_silu_28_10", "width": 1},
+            "it takes 3 channels and knows 10 classes where digits has 1 and 10; choose model=wrn_silu_28_10 "
+            "model.width=1, whose form it has, and",
+        ),
+        (
+            {"name": "resnet_small", "width": 8, "in_channels": 1},
+            "; choose model=resnet_small model.width=8,",
+        ),
+        ({"name": "timm", "timm_name": "mobilenetv3_small_050"}, "it takes 3 channels and knows 10 classes"),
+    ],
+)
+def test_images_and_classes_that_weights_are_for_are_told(tmp_path, theirs, said):
+    channels = theirs.get("in_channels", 3)
+    options = {"num_classes": 10, **theirs, "mean": (0.5,) * channels, "std": (0.25,) * channels}
+    torch.save(build_model(**options).state_dict(), tmp_path / "weights.pt")
+    ours = build_model(
+        "resnet_small", num_classes=10, in_channels=1, image_size=8, mean=[0.3], std=[0.4], width=4
+    )
+    with pytest.raises(UserError) as refusal:
+        load_foreign_checkpoint(ours, tmp_path / "weights.pt", Images("digits", CIFAR))
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert ("where digits" in str(refusal.value)) == ("where digits" in said or "channels and" in said)
 
 
 def test_a_copy_with_an_entry_missing_is_not_sent_to_its_own_model(tmp_path):

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from rift.models.registry import MODELS, own_width
 
 _RESNETS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34", (1, 1, 1, 1): "resnet_small"}
+# Where networks take their images and give their logits, if it is not where the model at hand does.
+_STEMS = ("conv1", "init_conv", "conv_stem", "stem.0", "stem.conv", "patch_embed.proj", "features.0")
+_HEADS = ("fc", "linear", "logits", "classifier", "head", "head.fc")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a network is wanted for, and others that weights may be for.
+
+    Attributes:
+        ours: name of the data set.
+        known: of data sets by name, channels of their images and number of their classes.
+    """
+
+    ours: str = "the data set"
+    known: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def choice(self, channels: int, classes: int) -> str:
+        """What to say in place of our data set, part of a sentence."""
+        fitting = [f"dataset={name}" for name, ends in self.known.items() if ends == (channels, classes)]
+        return "the data set that it was trained on" + (f" ({' or '.join(fitting)}?)" if fitting else "")
+
+
+def ends(entries: Mapping[str, Tensor], layers: Sequence[str]) -> tuple[int, int] | None:
+    """Channels that a network takes and classes that it tells apart, if its first and last layer are found.
+
+    Args:
+        entries: tensors by name.
+        layers: names of the layers of the model at hand, in order.
+    """
+    stem = _first(entries, [layers[0], *_STEMS], dims=4)
+    head = _first(entries, [layers[-1], *_HEADS], dims=2)
+    return None if stem is None or head is None else (stem.shape[1], head.shape[0])
+
+
+def _first(entries: Mapping[str, Tensor], layers: Sequence[str], dims: int) -> Tensor | None:
+    found = (entries.get(f"{layer}.weight") for layer in layers)
+    return next((weight for weight in found if weight is not None and weight.ndim == dims), None)
 
 
 def advice(entries: Mapping[str, Tensor]) -> str | None:

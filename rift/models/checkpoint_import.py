@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rift.errors import UserError
 from rift.models.checkpoint_file import read_state_dict
-from rift.models.checkpoint_form import advice, form
+from rift.models.checkpoint_form import Images, advice, ends, form
 from rift.models.modules import scannable_modules
 
 # What DistributedDataParallel, torch.compile, a wrapper that holds the network as its `model`, and
@@ -24,7 +24,7 @@ _CHOOSE = "choose the model and model.width that it was trained with"
 _NORMALISATION_TOLERANCE = 1.01e-4
 
 
-def load_foreign_checkpoint(model: nn.Module, path: str | Path) -> list[str]:
+def load_foreign_checkpoint(model: nn.Module, path: str | Path, images: Images | None = None) -> list[str]:
     """Loads weights that were saved by any program into `model`, in place.
 
     Understood are state dicts in `.safetensors` or by `torch.save`, plain or under `state_dict`,
@@ -35,6 +35,7 @@ def load_foreign_checkpoint(model: nn.Module, path: str | Path) -> list[str]:
     Args:
         model: as `build_model` made it; after a refusal it is what it was before.
         path: the file.
+        images: that the model is for, to be named in a refusal.
 
     Returns:
         One sentence for each kind of thing that was renamed, dropped, filled in or converted.
@@ -49,7 +50,7 @@ def load_foreign_checkpoint(model: nn.Module, path: str | Path) -> list[str]:
     entries = _drop_dead_stage(entries, expected, notes)
     entries = _drop_normalisation(entries, expected, model, path, notes)
     entries = _fill_counters(entries, expected, notes)
-    _check_fit(entries, expected, model, path)
+    _check_fit(entries, expected, list(scannable_modules(model)), path, images or Images())
     entries = _convert(entries, expected, path, notes)
     model.load_state_dict(entries, strict=True)
     return notes
@@ -147,43 +148,60 @@ def _fill_counters(
     return entries | {name: torch.zeros_like(expected[name]) for name in counters}
 
 
-def _check_fit(entries: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+def _check_fit(
+    entries: dict[str, Tensor], expected: dict[str, Tensor], layers: list[str], path: Path, images: Images
+) -> None:
     missing = [name for name in expected if name not in entries]
     surplus = [name for name in entries if name not in expected]
     both = [name for name in expected if name in entries]
     reshaped = [name for name in both if entries[name].shape != expected[name].shape]
+    theirs, ours = ends(entries, layers), ends(expected, layers)
     if not missing and not surplus and reshaped:
-        _check_classes(entries, expected, reshaped, list(scannable_modules(model))[-1], path)
+        _check_classes(entries, expected, reshaped, layers, path, images)
     problems = []
     if missing:
         problems.append(f"{len(missing)} of the model's entries are missing (first '{missing[0]}')")
     if surplus:
         problems.append(f"{len(surplus)} of its entries are unknown to the model (first '{surplus[0]}')")
     if reshaped:
-        theirs, ours = (tuple(d[reshaped[0]].shape) for d in (entries, expected))
-        problems.append(f"{len(reshaped)} differ in shape (first '{reshaped[0]}', {theirs} and not {ours})")
-    if problems:
-        # Of the same form as the model, the file is a damaged or a varied copy of it.
-        remedy, ours = advice(entries), form(expected)
-        if remedy is None or remedy == advice(expected):
-            remedy = _CHOOSE
-        asked = f" ({ours})" if ours and ours.startswith("model=") else ""
-        raise UserError(
-            f"The checkpoint {path} does not fit the model{asked}: {', '.join(problems)}; {remedy}."
+        shapes = " and not ".join(str(tuple(state[reshaped[0]].shape)) for state in (entries, expected))
+        problems.append(f"{len(reshaped)} differ in shape (first '{reshaped[0]}', {shapes})")
+    if not problems:
+        return
+    # Of the same form as the model, the file is a damaged or a varied copy of it.
+    remedy = None if advice(entries) == advice(expected) else advice(entries)
+    if theirs is not None and ours is not None and theirs != ours:
+        (channels, classes), (wanted, told) = theirs, ours
+        problems.append(
+            f"it takes {channels} channel{'s' * (channels != 1)} and knows {classes} classes where "
+            f"{images.ours} has {wanted} and {told}"
         )
+        remedy = f"{remedy}, and" if remedy else "choose"
+        remedy += f" {images.choice(channels, classes)}"
+    form_of_model = form(expected) or ""
+    asked = f" ({form_of_model})" if form_of_model.startswith("model=") else ""
+    raise UserError(
+        f"The checkpoint {path} does not fit the model{asked}: {', '.join(problems)}; {remedy or _CHOOSE}."
+    )
 
 
 def _check_classes(
-    entries: dict[str, Tensor], expected: dict[str, Tensor], reshaped: list[str], head: str, path: Path
+    entries: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    reshaped: list[str],
+    layers: list[str],
+    path: Path,
+    images: Images,
 ) -> None:
     """If nothing but the classifier's number of rows differs, that is what the user should hear."""
     rows = {(len(entries[name]), len(expected[name])) for name in reshaped if entries[name].ndim}
     same_columns = all(entries[name].shape[1:] == expected[name].shape[1:] for name in reshaped)
-    if len(rows) == 1 and same_columns and set(reshaped) <= {f"{head}.weight", f"{head}.bias"}:
+    if len(rows) == 1 and same_columns and set(reshaped) <= {f"{layers[-1]}.weight", f"{layers[-1]}.bias"}:
         theirs, ours = rows.pop()
+        channels, _ = ends(entries, layers) or (0, 0)
         raise UserError(
-            f"The checkpoint {path} is for {theirs} classes but the data set has {ours}: choose the data set "
-            "that it was trained on, or another checkpoint."
+            f"The checkpoint {path} is for {theirs} classes but {images.ours} has {ours}: choose "
+            f"{images.choice(channels, theirs)}, or another checkpoint."
         )
 
 
