@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,20 +16,24 @@ import pytest
 import torch
 from report_samples import write
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 from tiny_jobs import same_bits
 from torch import nn
 
 from rift import tracking
 from rift.checkpoint import file_digest
+from rift.data import DATASETS, load_dataset
 from rift.errors import UserError
 from rift.export import export_job, load_exported
 from rift.export.__main__ import main
 from rift.export.card import Network
+from rift.export.measured_on import SPLITS, in_words, measured_on
 from rift.models import build_model
 from rift.store import MANIFEST, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 NARROW = {"family": "resnet_small", "width": 4, "timm_name": None}
+IMAGE_OPTIONS = {"dataset.mean": [0.3], "dataset.std": [0.38], "dataset.test_limit": None}
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -63,6 +68,7 @@ def made_up_job(
     options |= {"timm_name": about["timm_name"], "mean": described.mean, "std": described.std}
     theta_at, theta_star = (shaken(build_model(about["family"], **options)).eval() for _ in range(2))
     data = {"name": "digits", "shape": [channels, size, size], "classes": list(classes)}
+    data |= {"counts": {"train": 1438, "holdout": 0, "test": 359}, "sha256": {"train": "0", "test": "1"}}
     model = {"family": about["family"], "name": about["timm_name"], "width": about["width"]}
     decided = {"model": model, "data": data, "normalisation": [described.mean, described.std]}
     made = {"commit": "abc", "seconds": 7.0}
@@ -72,7 +78,7 @@ def made_up_job(
     full = {
         "key": "0123456789abcdef",
         "stages": {"at": str(at), "interpolate": str(rift)},
-        "options": {"stage.at.select": "best", **splits},
+        "options": {"stage.at.select": "best", **splits, **IMAGE_OPTIONS},
         "provenance": {"command": "rift", "commit": None, "data": data},
     }
     write(output / "jobs" / "demo", "tiny-0123456789abcdef", **{**full, **changes})
@@ -128,6 +134,43 @@ def test_the_fields_of_the_card_are_documented(job):
     named = set(re.findall(r"`([\w.]+)`", (ROOT / "docs" / "export.md").read_text(encoding="utf-8")))
     words = {word for name in named for word in name.split(".")}
     assert {*card, *card["network"], *card["weights"]["at"], *card["chosen"], *card["numbers"]} <= words
+    assert {*card["measured_on"]} <= words
+
+
+def digest_of(images, labels):
+    """As the page says."""
+    return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+
+
+def test_the_page_says_which_digits_were_measured_and_how_to_have_them(job):
+    """Rebuilt here from the page's words, without rift."""
+    text = (export_job(job[0]) / "README.md").read_text(encoding="utf-8")
+    assert (
+        "n counts images of the test split of digits, 359 in all: of the 1797 images of scikit-learn" in text
+    )
+    raw = load_digits()
+    chosen = []
+    for label in range(10):
+        (members,) = (raw.target == label).nonzero()
+        told = hashlib.sha256(f"str:digits test set\x1fint:{label}".encode()).digest()
+        seed = int(bin(int.from_bytes(told, "big"))[2:].zfill(256)[:63], 2)
+        order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed)).numpy()
+        chosen += members[order][: round(len(members) / 5)].tolist()
+    images = (raw.images[sorted(chosen)] * (255 / 16)).round().astype("uint8")[:, None]
+    (call,) = re.findall(r"`rift\.data\.(load_dataset\(.*?\))\.test`", text)
+    dataset = eval(call, {"load_dataset": load_dataset})
+    expected = digest_of(images, raw.target[sorted(chosen)].astype("int64"))
+    assert dataset.identity["sha256"]["test"] == expected and len(images) == 359
+    assert digest_of(dataset.test.images.numpy(), dataset.test.labels.numpy()) == expected
+
+
+def test_a_limit_of_the_test_images_is_said():
+    data = {"name": "cifar10", "counts": {"test": 1000}, "sha256": {"test": "abc"}}
+    options = {**IMAGE_OPTIONS, "dataset.test_limit": 1000}
+    said = in_words(measured_on({"provenance": {"data": data}, "options": options}))
+    assert "cifar10, 1000 in all: the official test batch, in its order; at most 1000 of them: the" in said
+    assert "`abc`" in said and "std=[0.38], test_limit=1000).test`" in said
+    assert set(SPLITS) == set(DATASETS)
 
 
 def test_a_loaded_network_is_what_an_attack_expects(job):

@@ -12,6 +12,7 @@ import rift
 from rift import foreign
 from rift.errors import UserError
 from rift.export.card import FORMAT, NETWORKS, WEIGHTS, Network
+from rift.export.measured_on import measured_on
 from rift.job_state import job_state
 
 _SECTIONS = {"at": "at", "rift": "interpolate"}  # the stage that hands each network on
@@ -128,6 +129,7 @@ def make_card(
         },
         "chosen": _chosen(summary, handed.get("rift")),
         "numbers": numbers,
+        "measured_on": measured_on(summary),
         "protocol": {name: summary[name] for name in ("protocol", "differences", "notes")},
         "data": data,
         "provenance": {

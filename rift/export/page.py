@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rift.export.card import NETWORKS, WEIGHTS
+from rift.export.measured_on import in_words
 from rift.models import MODELS
 from rift.models.timm_entrypoints import FAMILIES
 
@@ -24,7 +25,12 @@ def page(card: Mapping[str, Any], arguments: TimmArguments | None) -> str:
     """
     which = "rift" if "rift" in card["weights"] else "at"
     network = card["network"]
-    parts = [f"# {card['name']}", _table(card), "With rift, which checks the SHA-256:"]
+    parts = [
+        f"# {card['name']}",
+        _table(card),
+        in_words(card["measured_on"]),
+        "With rift, which checks the SHA-256:",
+    ]
     parts.append(_block("import rift", "", f'model = rift.load_exported(".", "{which}")'))
     if call := _benchmark(card):
         parts += ["That is what RobustBench takes:", call]
