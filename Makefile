@@ -15,11 +15,12 @@ help:  ## this list
 
 setup: $(STAMP)  ## the environment; instant when it stands
 
-# The package itself is installed in editable form, which brings what requirements.txt names.
+# The package itself is installed in editable form, which brings what requirements.txt names. pip says what it
+# does, since it takes minutes: in an environment that is new there is nothing else that it could speak of.
 $(VENV)/.rift-ready: requirements.txt pyproject.toml
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); with torch that is some 6 GB the first time"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## all stages on embedded digits: table, figures, W&B offline run

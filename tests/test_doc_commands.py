@@ -102,6 +102,11 @@ def test_make_demo_is_what_it_is_said_to_be():
     assert row in (ROOT / "README.md").read_text("utf-8")
 
 
+def test_make_setup_lets_pip_say_what_it_does(tmp_path):
+    (install,) = [line for line in what_make_runs(["setup", f"VENV={tmp_path}"]) if " pip install " in line]
+    assert "-q" not in install and "'.[dev]'" in install
+
+
 def test_there_are_commands_and_each_exemption_is_needed():
     assert len(COMMANDS) > 100
     gone = set(EXEMPT) - {one.text for one in commands()}
