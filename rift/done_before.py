@@ -44,18 +44,23 @@ def done_before(
         state: how it stood before.
         pipeline: rehearsed.
         run_id: of the job's W&B run.
-        make_summary: asked only where all stages are finished.
+        make_summary: asked only where all stages are finished and whole.
+
+    Raises:
+        UserError: a finished stage is damaged.
     """
     if state is None or state.state != "done" or not (folder / "report.md").is_file():
         return None
-    if not pipeline.folders or not all(stage.finished for stage in pipeline.folders.values()):
-        return None
-    logger = pipeline.config.logger
     config, summary = (_read(folder / name) for name in ("config.json", "summary.json"))
-    if config.get("logger") != asdict(logger) or _content(summary) != _content(make_summary()):
+    logger, run = pipeline.config.logger, earlier_run(folder, run_id)
+    if config.get("logger") != asdict(logger) or (run is None and is_wanted(logger.name, logger.mode)):
         return None
-    run = earlier_run(folder, run_id)
-    if run is None and is_wanted(logger.name, logger.mode):
+    stages = pipeline.folders.values()
+    if not stages or not all(stage.finished for stage in stages):
+        return None
+    for stage in stages:
+        stage.verify()
+    if _content(summary) != _content(make_summary()):
         return None
     return DoneBefore(summary, run if logger.name == "wandb" else None)
 

@@ -87,26 +87,21 @@ def run_job(
     name = " ".join([pipeline.name, *varied])
     if not distributed.is_writer():
         return _follow(pipeline)
-    folder, run_id = (
-        _folder(Path(config.output) / "jobs" / config.study, name, key),
-        digest([key, config.study]),
-    )
+    run_id = digest([key, config.study])
+    folder = _folder(Path(config.output) / "jobs" / config.study, name, key)
     folder.mkdir(parents=True, exist_ok=True)
     about = job_about(config, pipeline.checkpoint_digest)
 
     def summarise() -> dict[str, Any]:
         return make_summary(config, pipeline, name, key, overrides)
 
-    with (
-        _held(folder, about) as state,
-        _log_in(folder / "job.log"),
-        distributed.common_fate(in_one_line),
-    ):
+    job_log = _log_in(folder / "job.log")
+    with _held(folder, about) as state, job_log, distributed.common_fate(in_one_line):
         distributed.from_writer(lambda: None)  # the others wait for the lock
         with distributed.alone():
             earlier = done_before(folder, state, pipeline, run_id, summarise)
         if earlier is not None and in_sweep:
-            return _nothing_to_do(folder, pipeline, earlier)
+            return _nothing_to_do(folder, earlier)
         save_json(folder / "config.json", asdict(config))
         announce(config, folder, pipeline, overrides if typed is None else typed)
         announce_plan(pipeline)
@@ -162,12 +157,10 @@ def _tracker(config: Config, folder: Path, name: str, run_id: str) -> Tracker:
     )
 
 
-def _nothing_to_do(folder: Path, pipeline: Pipeline, earlier: DoneBefore) -> dict[str, Any]:
-    """One line for a job of a sweep whose results are all there, and whole."""
+def _nothing_to_do(folder: Path, earlier: DoneBefore) -> dict[str, Any]:
+    """One line for a job of a sweep whose results are all there."""
     from rift.report import conclusion_in_brief  # see _report
 
-    for stage in pipeline.folders.values():
-        stage.verify()
     brief = conclusion_in_brief(earlier.summary)
     log.info("nothing to do, done before%s: %s", f"; {brief}" if brief else "", folder)
     return earlier.summary

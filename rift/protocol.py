@@ -13,6 +13,8 @@ from rift.config import Config
 from rift.method_options import OPTIONS, resolved
 from rift.stage_options import BY_CHANCE, BY_CRITICALITY
 
+_ATTACKS = ("attack", "selection_attack", "evaluation_attack")
+
 # What the paper says (Sec. 3.3, 5.1), option by option. Where it says nothing, the published code's value.
 _ATTACK = {
     "norm": "linf",
@@ -176,8 +178,9 @@ def named_by(option: str, typed: Collection[str]) -> bool:
         typed: names of options and of groups: `attack.steps`, `attack`, `attack@evaluation_attack`. Who names
             a protocol has spoken of all that it sets.
     """
-    names = [name.rpartition("@")[2] for name in typed]
-    return "protocol" in names or any(option == name or option.startswith(f"{name}.") for name in names)
+    names = {name.rpartition("@")[2] for name in typed}
+    # Of the choices of a group those of an attack alone set what a protocol sets: `stage=mrc` sets stage.run.
+    return not names.isdisjoint(("protocol", option)) or option.partition(".")[0] in names & set(_ATTACKS)
 
 
 def protocol_settings(name: str, config: Config) -> dict[str, Any]:
@@ -191,7 +194,7 @@ def protocol_settings(name: str, config: Config) -> dict[str, Any]:
         elif not isinstance(entry, str):  # override /attack: CHOICE
             attack = dict(OmegaConf.load(CONF / "attack" / f"{entry['override /attack']}.yaml"))
             attack.pop("defaults", None)
-    for role in ("attack", "selection_attack", "evaluation_attack") if attack else ():
+    for role in _ATTACKS if attack else ():
         tree[role] = attack
     # Its interpolations look at the run's own options, so they are resolved among them.
     whole = OmegaConf.merge(asdict(config), tree)

@@ -128,7 +128,7 @@ def test_what_replaces_a_protocol_s_own_value_is_said():
 @pytest.mark.parametrize(
     ("typed", "surprising"),
     [
-        (["experiment", "seed", "stage.mrc.epochs"], []),
+        (["experiment", "seed", "stage", "dataset", "stage.mrc.epochs"], []),
         (["attack.step_size"], ["attack.step_size"]),
         (["attack", "stage.mrc.split"], ["attack.step_size", "stage.mrc.split"]),
         (["attack@evaluation_attack"], []),

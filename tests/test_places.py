@@ -8,13 +8,14 @@ import sys
 
 import pytest
 from tiny_jobs import command, subprocess_arguments, tiny_config
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from rift.data.cifar import read_cifar10
 from rift.data.image_folder import read_image_folder
 from rift.data.tiny_imagenet import read_tiny_imagenet
 from rift.errors import UserError
 from rift.models.checkpoint_file import read_state_dict
-from rift.places import check_places
+from rift.places import FOLDERS, check_places
 
 WITHOUT_TORCH = """
 import json, sys
@@ -87,6 +88,12 @@ def test_so_does_the_reader_of_checkpoints(tmp_path, kind):
     with pytest.raises(UserError) as late:
         read_state_dict(path)
     assert str(early.value) == str(late.value) and str(path) in str(late.value)
+
+
+def test_the_folders_are_torchvision_s():
+    assert FOLDERS["cifar10"][0] == (CIFAR10.base_folder,) and FOLDERS["cifar100"][0] == (
+        CIFAR100.base_folder,
+    )
 
 
 def test_what_is_to_be_fetched_or_has_no_folder_is_let_through(tmp_path):
