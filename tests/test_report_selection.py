@@ -84,6 +84,18 @@ def test_sort_orders_rows_by_their_mean_and_columns_are_chosen(jobs, capsys):
     assert list(found["model"]) == ["resnet18", "resnet34"]
 
 
+def test_a_count_of_seeds_is_headed_seeds_and_n_names_it_in_every_form(jobs, capsys):
+    for form, head in (("md", "seeds"), ("tex", "seeds"), ("csv", "n")):
+        assert main([str(jobs), "--format", form, "--columns", "model,n"]) == 0
+        told = [re.split(r"[|&,]", line.removesuffix(r" \\")) for line in capsys.readouterr().out.splitlines()]
+        rows = [[cell.strip() for cell in row if cell.strip()] for row in told]
+        assert ["model", head] in rows and ["resnet34", "2"] in rows
+    assert list(table(capsys, str(jobs), "--columns", "seeds")["seeds"]) == ["0 1", "0 1"]  # which, not how many
+    assert main([str(jobs), "--significance", "--format", "md", "--columns", "n,p_seeds,p_images"]) == 0
+    heads = capsys.readouterr().out.splitlines()[0]
+    assert [cell.strip() for cell in heads.split("|")[1:-1]] == ["seeds", "p seeds", "p images"]
+
+
 def test_list_has_every_job_with_state_age_and_hours(jobs, capsys):
     failed = jobs / "default" / "failed"
     failed.mkdir()

@@ -150,7 +150,7 @@ def _text_columns(cells: pd.DataFrame) -> int:
 
 def _latex(jobs: pd.DataFrame, paper: bool) -> str:
     cells, bold = study_groups(jobs, paper=paper)
-    count = [name for _, name in cells].index("n")
+    count = [name for _, name in cells].index("seeds")
     # What all rows share stands in the caption; it has the attack and the OOD mean already.
     shared = [name for name in SETTING[:-1] if name not in ("attack", "ood") and jobs[name].nunique() == 1]
     told = ", ".join(f"{name} {jobs[name].iloc[0]}" for name in shared if jobs[name].iloc[0])

@@ -76,14 +76,14 @@ def _results(jobs: pd.DataFrame, numbers: dict[Any, str]) -> list[PageTable]:
     cells, indices = study_lines(jobs)
     if cells.empty:
         return []
-    cells.insert(list(cells).index("n"), "accuracy (%)", cells.pop("accuracy (%)"))
+    cells.insert(list(cells).index("seeds"), "accuracy (%)", cells.pop("accuracy (%)"))
     cells, shared = _without_shared(cells, keep=("model", "dataset"))
     of = [[numbers[index] for index in own] for own in indices]
     caption = (
         f"{shared}{study_caption(jobs)} The filter hides rows; a row's mean is always over all its seeds."
     )
     title = "Means over seeds, beside the paper's" if "paper AT" in cells else "Means over seeds"
-    found = [PageTable(title, cells, list(cells).index("n"), caption, of)]
+    found = [PageTable(title, cells, list(cells).index("seeds"), caption, of)]
     tests = significance_cells(significance_frame(jobs))
     return [
         *found,
