@@ -105,6 +105,32 @@ def test_jobs_without_results_are_named_with_their_reason(tmp_path):
     assert "Jobs without results" not in page(tmp_path)
 
 
+def test_an_experiments_page_names_its_jobs_without_results(tmp_path):
+    root = tmp_path / "jobs" / "study"
+    about = json.loads((write(root, "done") / "summary.json").read_text())
+    for name, own in (("failed", {"seed": 1}), ("of_none", {"seed": 1, "model": "another"})):
+        (root / name).mkdir()
+        state = {"state": "failed", "began": "2026-01-01T00:00:00+00:00", "reason": f"{name}: disk full"}
+        (root / name / "state.json").write_text(json.dumps(state | {"about": about | own}))
+
+    def rows(*arguments):
+        assert main(["table1", str(root), "--html", "--output", str(tmp_path / "out"), *arguments]) == 0
+        section = report(tmp_path).split('<section id="jobs">')[1].split("</section>")[0]
+        table = section.split("<h3>Jobs without results")[1]
+        cells = re.findall(r"<tr>(<td.*?)</tr>", table, re.DOTALL)
+        return [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in cells], table
+
+    found, text = rows()
+    assert "1 of 27 done, 1 failed, 25 missing." in text
+    states = [row[2] for row in found]
+    assert (len(found), states.count("failed"), states.count("missing")) == (26, 1, 25)
+    (failed,) = [row for row in found if row[2] == "failed"]
+    assert (failed[1], failed[4]) == ("1", f"{root / 'failed'}\nfailed: disk full")
+    assert "of_none" not in text
+    found, _ = rows("--where", "model=resnet18")  # of a part nobody knows what is missing
+    assert [row[2] for row in found] == ["failed"]
+
+
 def test_policy_allows_only_the_scripts_of_the_page(hostile):
     (policy,) = [
         attributes["content"]

@@ -170,7 +170,8 @@ def _stacked(setting: dict[str, Any], group: pd.DataFrame, named: list[str]) -> 
     lines += [setting["attack"]] if "attack" in named else []
     lines += [f"OOD: {setting['ood']}"] if "ood" in named and setting["ood"] else []
     lines += setting["settings"].split()
-    lines.append(counted_seeds(len(group)) + ("" if cells["alpha"] == MISSING else f", α* = {cells['alpha']}"))
+    chosen = "" if cells["alpha"] == MISSING else f", α* = {cells['alpha']}"
+    lines.append(f"{counted_seeds(len(group))}{chosen}")
     lines += [SMOKE_MARK] if setting["smoke"] else []
     # The paper's numbers stand under ours, not beside them: so the table fits 80 columns.
     reported = paper_row(group["job"].iloc[0].summary) is not None

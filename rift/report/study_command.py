@@ -83,11 +83,15 @@ def write(jobs: pd.DataFrame, folder: Path, form: str, view: View) -> None:
 
 
 def write_html(
-    jobs: pd.DataFrame, folder: Path, title: str = TITLE, tables: Sequence[PageTable] = ()
+    jobs: pd.DataFrame,
+    folder: Path,
+    title: str = TITLE,
+    tables: Sequence[PageTable] = (),
+    left_out: Sequence[PageTable] = (),
 ) -> None:
-    """Writes `report.html`; `tables` stand before those of the jobs."""
+    """Writes `report.html`; `tables` stand before all others, `left_out` names jobs without results."""
     path, shown = folder / "report.html", numbered(jobs)
-    write_page(path, title, page_sections(jobs, shown, tables), page_jobs(shown))
+    write_page(path, title, page_sections(jobs, shown, tables, left_out), page_jobs(shown))
     print(path)
 
 

@@ -25,7 +25,10 @@ _BANDS = "Bands and bars are ± one standard deviation over seeds; of a single s
 
 
 def page_sections(
-    jobs: pd.DataFrame, shown: Sequence[Shown], tables: Sequence[PageTable]
+    jobs: pd.DataFrame,
+    shown: Sequence[Shown],
+    tables: Sequence[PageTable],
+    left_out: Sequence[PageTable] = (),
 ) -> list[PageSection]:
     """The page's sections; those that have nothing to show are left out.
 
@@ -33,11 +36,12 @@ def page_sections(
         jobs: in the order of `shown`.
         shown: the same, with their numbers.
         tables: what stands before everything else, as an experiment's own tables.
+        left_out: the jobs that have no results, and why.
     """
     numbers = dict(zip(jobs.index, [one.number for one in shown], strict=True))
     found = [
         PageSection("results", "Results", tables=[*tables, *_results(jobs, numbers)]),
-        PageSection("jobs", "Jobs", tables=_jobs(jobs, shown)),
+        PageSection("jobs", "Jobs", tables=[*_jobs(jobs, shown), *left_out]),
         _curves(shown),
         _scans(shown),
         _training(shown),
