@@ -158,10 +158,10 @@ CAPTION = (
     "modules, mean ± standard deviation over pairs."
 )
 RELATION_CAPTION = (
-    "Over all modules, each fine-tuned alone; mean ± standard deviation over the trained networks, verdict "
-    "by the 95 % t interval of ρ over three or more. If a low MRC tells a module that is worth fine-tuning, its "
-    "ρ with Δ is negative where a gain is good and robustness is kept. Several modules with the same gain "
-    "are a tie."
+    "Over all modules, each fine-tuned alone; mean ± standard deviation over the trained networks, "
+    "verdict by the 95 % t interval of ρ over three or more. If a low MRC tells a module that is worth "
+    "fine-tuning, its ρ with Δ is negative where a gain is good and robustness is kept. Several modules "
+    "with the same gain are a tie."
 )
 
 

@@ -17,10 +17,11 @@ from rift.report.study import SETTING
 from rift.report.study_cells import job_cells, study_caption, study_lines
 from rift.report.texts import device_hours, training_text
 from rift.report.web.naming import shared
-from rift.report.web.page import PageFigure, PageJob, PageSection, PageTable, load_charts
+from rift.report.web.page import LegendEntry, PageFigure, PageJob, PageSection, PageTable, load_charts
 from rift.report.web.rows import Row, Shown, corruption_rows, curve_rows, scan_rows, training_rows
 
 _MOST = 40  # figures of one kind; more make a page that nobody reads
+_MOST_NAMES = 5  # modules in a cell
 _BANDS = "Bands and bars are ± one standard deviation over seeds; of a single seed "
 
 
@@ -99,7 +100,7 @@ def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
     cells = job_cells(jobs)
     if cells.empty:
         return []
-    modules = [", ".join(map(str, one.job.summary.get("target_modules") or [])) or MISSING for one in shown]
+    modules = [_modules(one.job.summary.get("target_modules") or []) for one in shown]
     cells.insert(list(cells).index("α*"), "fine-tuned", modules)
     cells["hours"] = [number(device_hours(one.job.summary), 3) for one in shown]
     cells, shared = _without_shared(cells)
@@ -107,6 +108,11 @@ def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
     caption = f"{shared}Accuracies in percent. Verdicts: the paired test on the test images."
     columns = list(cells).index("fine-tuned") + 1
     return [PageTable("", cells, columns, caption, [[one.number] for one in shown])]
+
+
+def _modules(names: Sequence[str]) -> str:
+    """Their names, or of many how many they are: the scan's figure marks each."""
+    return f"{len(names)} modules" if len(names) > _MOST_NAMES else ", ".join(map(str, names)) or MISSING
 
 
 def _without_shared(cells: pd.DataFrame, keep: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
@@ -127,16 +133,16 @@ def _curves(shown: Sequence[Shown]) -> PageSection:
     rows = curve_rows(shown)
     if not rows:
         return PageSection("curves", "")
-    charts, jobs = load_charts(), _of(rows)
+    charts, about = load_charts(), {"jobs": _of(rows), "legend": _legend(rows)}
     return PageSection(
         "curves",
         "Along α",
         f"From AT (α = 0) to the fine-tuned weights (α = 1); stars are the α that was chosen. {_BANDS}the "
         "binomial standard error on the images where α was chosen, which all points of a curve share.",
         figures=[
-            PageFigure("Clean against robust accuracy", charts.tradeoff_chart(rows), jobs, wide=True),
-            PageFigure("Clean accuracy", charts.along_chart(rows, "clean"), jobs),
-            PageFigure("Robust accuracy", charts.along_chart(rows, "robust"), jobs),
+            PageFigure("Clean against robust accuracy", charts.tradeoff_chart(rows), wide=True, **about),
+            PageFigure("Clean accuracy", charts.along_chart(rows, "clean"), **about),
+            PageFigure("Robust accuracy", charts.along_chart(rows, "robust"), **about),
         ],
     )
 
@@ -175,9 +181,10 @@ def _training(shown: Sequence[Shown]) -> PageSection:
                 "folder jobs/) is not in reach or has none."
             )
         for loss, what in ((False, "accuracy"), (True, "loss")):
-            if any((row["metric"] == "loss") == loss for row in rows):
-                chart = load_charts().training_chart(rows, loss=loss)
-                figures.append(PageFigure(f"{name}: {what}", chart, _of(rows)))
+            drawn = [row for row in rows if (row["metric"] == "loss") == loss]
+            if drawn:
+                chart = load_charts().training_chart(drawn, loss=loss)
+                figures.append(PageFigure(f"{name}: {what}", chart, _of(drawn), legend=_legend(drawn)))
     return PageSection("training", "Training curves", " ".join(sentences), figures=figures)
 
 
@@ -247,6 +254,16 @@ def _provenance(shown: Sequence[Shown]) -> list[PageTable]:
 
 def _of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["job"] for row in rows))
+
+
+def _legend(rows: Sequence[Row]) -> list[LegendEntry]:
+    """What the colours of a figure mean; nothing where there is one."""
+    colours = load_charts().series_colours(rows)
+    entries = [
+        LegendEntry(series, colour, _of([row for row in rows if row["series"] == series]))
+        for series, colour in colours.items()
+    ]
+    return entries if len(entries) > 1 else []
 
 
 def _listed(numbers: Sequence[str]) -> str:

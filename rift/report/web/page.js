@@ -9,11 +9,23 @@
     renderer: "svg", actions: false, defaultStyle: false, ast: true,  // no code is made from text
     tooltip: { disableDefaultStyle: true, theme: "page" },
   };
+  // A legend's entries are picked one by one; with none of them picked, all are seen.
+  const pick = (button, pressed, figure, view) => {
+    button.ariaPressed = String(pressed);
+    const picked = [...figure.querySelectorAll(".legend [aria-pressed=true]")];
+    figure.classList.toggle("picked", picked.length > 0);
+    return view.signal("picked", picked.map((own) => own.dataset.series)).runAsync();
+  };
   const draw = async () => {
     for (const [index, specification] of data.figures.entries()) {
       specification.params.find((param) => param.name === "kept").value = every;
       const place = document.getElementById(`figure-${index}`);
-      views.push({ figure: place.closest("figure"), view: (await vegaEmbed(place, specification, options)).view });
+      const figure = place.closest("figure");
+      const { view } = await vegaEmbed(place, specification, options);
+      views.push({ figure, view });
+      for (const button of figure.querySelectorAll(".legend button")) {
+        button.addEventListener("click", () => pick(button, button.ariaPressed !== "true", figure, view));
+      }
     }
     document.documentElement.dataset.drawn = String(views.length);
   };
@@ -45,17 +57,22 @@
   // Words without "=" may be a part of anything; "seed=1" is not "seed=10".
   const fits = (job, word) =>
     job.words.some((own) => (word.includes("=") || word.startsWith("#") ? own === word : own.includes(word)));
+  const wanted = (job, word) => (word.startsWith("-") ? !fits(job, word.slice(1)) : fits(job, word));
   const filter = document.getElementById("filter");
   const apply = async () => {
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const jobs = data.jobs.filter((job) => words.every((word) => fits(job, word)));
+    const words = filter.value.toLowerCase().split(/\s+/).filter((word) => /[^-]/.test(word));
+    const jobs = data.jobs.filter((job) => words.every((word) => wanted(job, word)));
     const kept = new Set(jobs.map((job) => job.number));
     for (const part of document.querySelectorAll("[data-jobs]")) {
       part.hidden = !part.dataset.jobs.split(" ").some((number) => kept.has(number));
     }
     document.getElementById("kept").textContent = words.length ? `${kept.size} of ${every.length} jobs` : "";
     const seen = views.filter(({ figure }) => !figure.hidden);
-    await Promise.all(seen.map(({ view }) => view.signal("kept", [...kept]).runAsync()));
+    await Promise.all(seen.map(({ figure, view }) => {
+      view.signal("kept", [...kept]);
+      for (const gone of figure.querySelectorAll(".legend [hidden] [aria-pressed=true]")) pick(gone, false, figure, view);
+      return view.runAsync();
+    }));
     window.dispatchEvent(new Event("resize"));
   };
   let waiting;

@@ -49,6 +49,21 @@ class PageTable:
 
 
 @dataclass(frozen=True)
+class LegendEntry:
+    """What a colour of a figure means.
+
+    Attributes:
+        series: any text; it is escaped.
+        colour: `#0072B2`.
+        jobs: the numbers of its jobs, by which the page's filter hides it.
+    """
+
+    series: str
+    colour: str
+    jobs: Sequence[str]
+
+
+@dataclass(frozen=True)
 class PageFigure:
     """A figure: its Vega-Lite specification, the jobs it shows, and whether it has a row of its own."""
 
@@ -56,6 +71,7 @@ class PageFigure:
     specification: dict[str, Any]
     jobs: Sequence[str]
     wide: bool = False
+    legend: Sequence[LegendEntry] = ()
 
 
 @dataclass(frozen=True)
