@@ -5,7 +5,7 @@ Text from files stands in the data alone, never in a field's name or an expressi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -50,11 +50,11 @@ def series_colours(rows: Sequence[Row]) -> dict[str, str]:
     return {name: colours[index % len(colours)] for index, name in enumerate(series)}
 
 
-def tradeoff_chart(rows: Sequence[Row]) -> dict[str, Any]:
+def tradeoff_chart(rows: Sequence[Row], colours: Mapping[str, str]) -> dict[str, Any]:
     """Clean against robust accuracy along α with error bars, a line per series; stars where α was chosen."""
     x = alt.X("clean:Q", title="clean accuracy (%)").scale(zero=False).axis(labelFlush=False)
     y = alt.Y("robust:Q", title="robust accuracy (%)").scale(zero=False)
-    base = _along_alpha(rows)
+    base = _along_alpha(rows, colours)
     points = _points(base.encode(x=x, y=y), _curve_tooltip("clean", "robust"))
     bar = {"strokeWidth": 1, "strokeOpacity": 0.45}
     return _specification(
@@ -66,10 +66,10 @@ def tradeoff_chart(rows: Sequence[Row]) -> dict[str, Any]:
     )
 
 
-def along_chart(rows: Sequence[Row], which: str) -> dict[str, Any]:
+def along_chart(rows: Sequence[Row], which: str, colours: Mapping[str, str]) -> dict[str, Any]:
     """`clean` or `robust` accuracy against α with an error band, a line per series; stars at chosen α."""
     y = alt.Y(f"{which}:Q", title=f"{which} accuracy (%)").scale(zero=False)
-    base = _along_alpha(rows)
+    base = _along_alpha(rows, colours)
     base = base.encode(x=alt.X("alpha:Q", title="α (0: AT, 1: fine-tuned)"))
     return _specification(
         base.mark_area(fillOpacity=0.15).encode(y=alt.Y(f"{which}_low:Q"), y2=f"{which}_high:Q"),
@@ -130,12 +130,13 @@ def scan_chart(rows: Sequence[Row], value: str, title: str) -> dict[str, Any]:
     return _specification(*layers, height=_ROW * len(set(order)), right=62)
 
 
-def training_chart(rows: Sequence[Row], *, loss: bool) -> dict[str, Any]:
+def training_chart(rows: Sequence[Row], colours: Mapping[str, str], *, loss: bool) -> dict[str, Any]:
     """Against the epoch the loss, or accuracies told apart by their dashes; bands are one std over seeds.
 
     Args:
         rows: of the loss, or of accuracies.
-        loss: which of them.
+        colours: as `series_colours` gives them.
+        loss: which of the two.
     """
     keys = ["series", "metric", "epoch"]
     base = (
@@ -145,7 +146,7 @@ def training_chart(rows: Sequence[Row], *, loss: bool) -> dict[str, Any]:
         .transform_calculate(half="datum.n > 1 ? datum.std : 0")
         .transform_calculate(low="datum.value - datum.half", high="datum.value + datum.half")
     )
-    base = _coloured(base, rows)
+    base = _coloured(base, colours)
     title = "training loss" if loss else "accuracy (%)"
     y = alt.Y("value:Q", title=title).scale(zero=False)
     base = base.encode(x=alt.X("epoch:Q").axis(tickMinStep=1, format="d"), detail="metric:N")
@@ -201,7 +202,7 @@ def heat_chart(rows: Sequence[Row], value: str, title: str) -> dict[str, Any]:
     )
 
 
-def _along_alpha(rows: Sequence[Row]) -> alt.Chart:
+def _along_alpha(rows: Sequence[Row], colours: Mapping[str, str]) -> alt.Chart:
     """Means over seeds by series and α; ± is a std over seeds, or of one seed its binomial error."""
     aggregated = {"n": "count()", "chosen": "sum(picked)"}
     for name in ("clean", "robust"):
@@ -216,7 +217,7 @@ def _along_alpha(rows: Sequence[Row]) -> alt.Chart:
         ).transform_calculate(
             **{f"{name}_low": f"datum.{name} - {half}", f"{name}_high": f"datum.{name} + {half}"}
         )
-    return _coloured(chart, rows)
+    return _coloured(chart, colours)
 
 
 def _curve_tooltip(*names: str) -> list[alt.Tooltip]:
@@ -242,12 +243,11 @@ def _kept(rows: Sequence[Row]) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=list(rows))).transform_filter("indexof(kept, datum.job) >= 0")
 
 
-def _coloured(chart: alt.Chart, rows: Sequence[Row]) -> alt.Chart:
+def _coloured(chart: alt.Chart, colours: Mapping[str, str]) -> alt.Chart:
     """A colour for each series; those that the page's legend has not picked are faded.
 
     The legend is the page's own, since Vega's cuts a text that is wider than its place.
     """
-    colours = series_colours(rows)
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     return chart.encode(
         color=alt.Color("series:N", scale=scale, legend=None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -117,6 +117,8 @@ def _modules(names: Sequence[str]) -> str:
 
 def _without_shared(cells: pd.DataFrame, keep: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """What is the same in every row of the columns of the setting becomes a sentence."""
+    if "settings" in cells:  # as `--where` and the figures name them
+        cells["settings"] = cells["settings"].str.replace(r"\bstage\.", "", regex=True)
     same = [name for name in SETTING if name in cells and cells[name].nunique() == 1]
     told = [f"{name} {cells[name].iloc[0]}" for name in same if cells[name].iloc[0] != MISSING]
     cells = cells.drop(columns=[name for name in same if name not in keep])
@@ -133,16 +135,24 @@ def _curves(shown: Sequence[Shown]) -> PageSection:
     rows = curve_rows(shown)
     if not rows:
         return PageSection("curves", "")
-    charts, about = load_charts(), {"jobs": _of(rows), "legend": _legend(rows)}
+    charts, jobs = load_charts(), _of(rows)
+    colours = charts.series_colours(rows)
+    clean, robust = (charts.along_chart(rows, which, colours) for which in ("clean", "robust"))
     return PageSection(
         "curves",
         "Along α",
         f"From AT (α = 0) to the fine-tuned weights (α = 1); stars are the α that was chosen. {_BANDS}the "
         "binomial standard error on the images where α was chosen, which all points of a curve share.",
         figures=[
-            PageFigure("Clean against robust accuracy", charts.tradeoff_chart(rows), wide=True, **about),
-            PageFigure("Clean accuracy", charts.along_chart(rows, "clean"), **about),
-            PageFigure("Robust accuracy", charts.along_chart(rows, "robust"), **about),
+            PageFigure(
+                "Clean against robust accuracy",
+                charts.tradeoff_chart(rows, colours),
+                jobs,
+                wide=True,
+                legend=_legend(rows, colours),
+            ),
+            PageFigure("Clean accuracy", clean, jobs),
+            PageFigure("Robust accuracy", robust, jobs),
         ],
     )
 
@@ -180,11 +190,16 @@ def _training(shown: Sequence[Shown]) -> PageSection:
                 f"{name}: no curve of {_listed(absent)}; the store (store/{stage}/…/metrics.jsonl beside the "
                 "folder jobs/) is not in reach or has none."
             )
+        if not rows:
+            continue
+        charts = load_charts()
+        colours = charts.series_colours(rows)
+        legend = _legend(rows, colours)
         for loss, what in ((False, "accuracy"), (True, "loss")):
-            drawn = [row for row in rows if (row["metric"] == "loss") == loss]
-            if drawn:
-                chart = load_charts().training_chart(drawn, loss=loss)
-                figures.append(PageFigure(f"{name}: {what}", chart, _of(drawn), legend=_legend(drawn)))
+            if drawn := [row for row in rows if (row["metric"] == "loss") == loss]:
+                chart = charts.training_chart(drawn, colours, loss=loss)
+                figures.append(PageFigure(f"{name}: {what}", chart, _of(drawn), legend=legend))
+                legend = []  # the first one's is for both
     return PageSection("training", "Training curves", " ".join(sentences), figures=figures)
 
 
@@ -256,9 +271,8 @@ def _of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["job"] for row in rows))
 
 
-def _legend(rows: Sequence[Row]) -> list[LegendEntry]:
-    """What the colours of a figure mean; nothing where there is one."""
-    colours = load_charts().series_colours(rows)
+def _legend(rows: Sequence[Row], colours: Mapping[str, str]) -> list[LegendEntry]:
+    """What the colours of figures mean; nothing where there is one."""
     entries = [
         LegendEntry(series, colour, _of([row for row in rows if row["series"] == series]))
         for series, colour in colours.items()

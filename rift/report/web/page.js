@@ -9,23 +9,26 @@
     renderer: "svg", actions: false, defaultStyle: false, ast: true,  // no code is made from text
     tooltip: { disableDefaultStyle: true, theme: "page" },
   };
+  const sameSection = (one, other) => one?.closest("section") === other.closest("section");
+
   // A legend's entries are picked one by one; with none of them picked, all are seen.
-  const pick = (button, pressed, figure, view) => {
-    button.ariaPressed = String(pressed);
-    const picked = [...figure.querySelectorAll(".legend [aria-pressed=true]")];
-    figure.classList.toggle("picked", picked.length > 0);
-    return view.signal("picked", picked.map((own) => own.dataset.series)).runAsync();
-  };
+  const showPicked = ({ view, legend }) =>
+    legend && view.signal("picked", [...legend.querySelectorAll("[aria-pressed=true]")].map((own) => own.dataset.series));
+  for (const button of document.querySelectorAll(".legend button")) {
+    button.addEventListener("click", () => {
+      button.ariaPressed = String(button.ariaPressed !== "true");
+      const legend = button.closest(".legend");
+      for (const one of views.filter((one) => one.legend === legend)) showPicked(one).runAsync();
+    });
+  }
   const draw = async () => {
     for (const [index, specification] of data.figures.entries()) {
       specification.params.find((param) => param.name === "kept").value = every;
       const place = document.getElementById(`figure-${index}`);
       const figure = place.closest("figure");
       const { view } = await vegaEmbed(place, specification, options);
-      views.push({ figure, view });
-      for (const button of figure.querySelectorAll(".legend button")) {
-        button.addEventListener("click", () => pick(button, button.ariaPressed !== "true", figure, view));
-      }
+      const own = figure.querySelector(".legend"), before = views.at(-1);
+      views.push({ figure, view, legend: own ?? (sameSection(before?.figure, figure) ? before.legend : null) });
     }
     document.documentElement.dataset.drawn = String(views.length);
   };
@@ -67,12 +70,10 @@
       part.hidden = !part.dataset.jobs.split(" ").some((number) => kept.has(number));
     }
     document.getElementById("kept").textContent = words.length ? `${kept.size} of ${every.length} jobs` : "";
+    for (const gone of document.querySelectorAll(".legend [hidden] [aria-pressed=true]")) gone.ariaPressed = "false";
     const seen = views.filter(({ figure }) => !figure.hidden);
-    await Promise.all(seen.map(({ figure, view }) => {
-      view.signal("kept", [...kept]);
-      for (const gone of figure.querySelectorAll(".legend [hidden] [aria-pressed=true]")) pick(gone, false, figure, view);
-      return view.runAsync();
-    }));
+    for (const one of seen) showPicked(one);
+    await Promise.all(seen.map(({ view }) => view.signal("kept", [...kept]).runAsync()));
     window.dispatchEvent(new Event("resize"));
   };
   let waiting;
