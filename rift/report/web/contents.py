@@ -82,7 +82,8 @@ def _results(jobs: pd.DataFrame, numbers: dict[Any, str]) -> list[PageTable]:
     if cells.empty:
         return []
     cells.insert(list(cells).index("seeds"), "accuracy (%)", cells.pop("accuracy (%)"))
-    cells, shared = _without_shared(cells, keep=("model", "dataset"))
+    alone = len(jobs[SETTING].drop_duplicates()) == 1
+    cells, shared = _without_shared(cells, keep=("model", "dataset") if alone else ())
     of = [[numbers[index] for index in own] for own in indices]
     caption = (
         f"{shared}{study_caption(jobs)} The filter hides rows; a row's mean is always over all its seeds."

@@ -79,11 +79,18 @@
   let waiting;
   filter?.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(apply, 150); });
 
-  // On paper everything is said.
+  // On paper everything is said, and headings are texts: Chromium repeats none on the next sheet that has a button.
+  const headings = [];
   window.addEventListener("beforeprint", () => {
+    for (const button of document.querySelectorAll("th button")) {
+      const text = document.createTextNode(button.textContent);
+      button.replaceWith(text);
+      headings.push({ button, text });
+    }
     for (const part of document.querySelectorAll("details:not([open])")) { part.open = true; part.dataset.closed = ""; }
   });
   window.addEventListener("afterprint", () => {
+    for (const { button, text } of headings.splice(0)) text.replaceWith(button);
     for (const part of document.querySelectorAll("details[data-closed]")) { part.open = false; delete part.dataset.closed; }
   });
   draw();
