@@ -98,11 +98,13 @@ def test_jobs_without_results_are_named_with_their_reason(tmp_path):
     done = write(tmp_path / "jobs" / "study", "done")
     failed = done.with_name("failed")
     failed.mkdir()
-    about = json.loads((done / "summary.json").read_text()) | {"name": "other"}
+    about = json.loads((done / "summary.json").read_text())
+    about |= {"name": "other", "options": about["options"] | {"stage.at.epochs": 6}}
     state = {"state": "failed", "began": "2026-01-01T00:00:00+00:00", "reason": HOSTILE, "about": about}
     (failed / "state.json").write_text(json.dumps(state))
     text = Elements(page(tmp_path)).text
     assert "1 job, written" in text and "Jobs without results" in text and HOSTILE in text
+    assert "at.epochs=6" in text  # the job that is done has five
     (failed / "state.json").unlink()
     assert "Jobs without results" not in page(tmp_path)
 

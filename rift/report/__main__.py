@@ -196,10 +196,11 @@ def _select(options: argparse.Namespace, found: Survey) -> list[Job]:
 
 def _left_out(options: argparse.Namespace, found: Survey) -> list[PageTable]:
     """The jobs that have no results to show, and why."""
-    pairs = [(job, state) for job, state in _chosen(options, found) if state.state != "done"]
-    if not pairs:
+    frame = index_frame(_chosen(options, found), time.time())
+    frame = frame[frame["state"] != "done"]  # only now: in what they differ is also from those that are done
+    if frame.empty:
         return []
-    cells = index_cells(index_frame(pairs, time.time())).drop(columns="device hours")
+    cells = index_cells(frame).drop(columns="device hours")
     caption = "As `python -m rift.report --list` tells them."
     return [PageTable(LEFT_OUT, cells, list(cells).index("age"), caption)]
 

@@ -23,6 +23,7 @@ _STAR = "M0,-1L0.23,-0.32L0.95,-0.31L0.37,0.12L0.59,0.81L0,0.4L-0.59,0.81L-0.37,
 _FADED = 0.12  # opacity of what the legend has not picked
 _ROW = 17  # pixels, of a module or a corruption
 _LABEL = 150  # pixels of an axis' names
+_APART = {"labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 6}  # numbers under a narrow axis
 _CONFIG = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -52,7 +53,7 @@ def series_colours(rows: Sequence[Row]) -> dict[str, str]:
 
 def tradeoff_chart(rows: Sequence[Row], colours: Mapping[str, str]) -> dict[str, Any]:
     """Clean against robust accuracy along α with error bars, a line per series; stars where α was chosen."""
-    x = alt.X("clean:Q", title="clean accuracy (%)").scale(zero=False).axis(labelFlush=False)
+    x = alt.X("clean:Q", title="clean accuracy (%)").scale(zero=False).axis(**_APART)
     y = alt.Y("robust:Q", title="robust accuracy (%)").scale(zero=False)
     base = _along_alpha(rows, colours)
     points = _points(base.encode(x=x, y=y), _curve_tooltip("clean", "robust"))
@@ -70,7 +71,7 @@ def along_chart(rows: Sequence[Row], which: str, colours: Mapping[str, str]) -> 
     """`clean` or `robust` accuracy against α with an error band, a line per series; stars at chosen α."""
     y = alt.Y(f"{which}:Q", title=f"{which} accuracy (%)").scale(zero=False)
     base = _along_alpha(rows, colours)
-    base = base.encode(x=alt.X("alpha:Q", title="α (0: AT, 1: fine-tuned)"))
+    base = base.encode(x=alt.X("alpha:Q", title="α (0: AT, 1: fine-tuned)").axis(**_APART))
     return _specification(
         base.mark_area(fillOpacity=0.15).encode(y=alt.Y(f"{which}_low:Q"), y2=f"{which}_high:Q"),
         base.mark_line(strokeWidth=1.5).encode(y=y),
