@@ -125,8 +125,8 @@ def test_ours_the_papers_and_their_difference():
 def test_missing_seeds_are_counted_and_missing_metrics_not_run():
     cells = cells_of("table1", seeds(2))
     shown = experiment_cells(cells, stacked=False)
-    row = shown[shown["cell"].str.contains("n = 2 of 3")].iloc[0]
-    assert "(n = 2)" in row["AT ours"]
+    row = shown[shown["cell"].str.contains("2 of 3 seeds")].iloc[0]
+    assert "(2 seeds)" in row["AT ours"]
     assert row["seen"] == "too few seeds"
     ood = shown.iloc[shown.index.get_loc(row.name) + 2]
     assert (ood["metric"], ood["AT ours"], ood["AT paper"]) == ("OOD", NOT_RUN, "73.56")

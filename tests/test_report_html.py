@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -96,13 +98,41 @@ def test_jobs_without_results_are_named_with_their_reason(tmp_path):
     done = write(tmp_path / "jobs" / "study", "done")
     failed = done.with_name("failed")
     failed.mkdir()
-    about = json.loads((done / "summary.json").read_text()) | {"name": "other"}
+    about = json.loads((done / "summary.json").read_text())
+    about |= {"name": "other", "options": about["options"] | {"stage.at.epochs": 6}}
     state = {"state": "failed", "began": "2026-01-01T00:00:00+00:00", "reason": HOSTILE, "about": about}
     (failed / "state.json").write_text(json.dumps(state))
     text = Elements(page(tmp_path)).text
     assert "1 job, written" in text and "Jobs without results" in text and HOSTILE in text
+    assert "at.epochs=6" in text  # the job that is done has five
     (failed / "state.json").unlink()
     assert "Jobs without results" not in page(tmp_path)
+
+
+def test_an_experiments_page_names_its_jobs_without_results(tmp_path):
+    root = tmp_path / "jobs" / "study"
+    about = json.loads((write(root, "done") / "summary.json").read_text())
+    for name, own in (("failed", {"seed": 1}), ("of_none", {"seed": 1, "model": "another"})):
+        (root / name).mkdir()
+        state = {"state": "failed", "began": "2026-01-01T00:00:00+00:00", "reason": f"{name}: disk full"}
+        (root / name / "state.json").write_text(json.dumps(state | {"about": about | own}))
+
+    def rows(*arguments):
+        assert main(["table1", str(root), "--html", "--output", str(tmp_path / "out"), *arguments]) == 0
+        section = report(tmp_path).split('<section id="jobs">')[1].split("</section>")[0]
+        table = section.split("<h3>Jobs without results")[1]
+        cells = re.findall(r"<tr>(<td.*?)</tr>", table, re.DOTALL)
+        return [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in cells], table
+
+    found, text = rows()
+    assert "1 of 27 done, 1 failed, 25 missing." in text
+    states = [row[2] for row in found]
+    assert (len(found), states.count("failed"), states.count("missing")) == (26, 1, 25)
+    (failed,) = [row for row in found if row[2] == "failed"]
+    assert (failed[1], failed[4]) == ("1", f"{root / 'failed'}\nfailed: disk full")
+    assert "of_none" not in text
+    found, _ = rows("--where", "model=resnet18")  # of a part nobody knows what is missing
+    assert [row[2] for row in found] == ["failed"]
 
 
 def test_policy_allows_only_the_scripts_of_the_page(hostile):
@@ -209,6 +239,48 @@ def test_a_job_without_a_scan_and_one_without_an_evaluation(tmp_path):
     assert "Under corruption" not in text
 
 
+LONG = "a_value_without_a_blank" * 8
+
+
+def far_off(lowest):
+    """A sweep that ends far from those of others."""
+    return [{"alpha": a, "clean_accuracy": 0.8, "robust_accuracy": 0.5 - (0.5 - lowest) * a} for a in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def outlier(tmp_path_factory):
+    """The folder of a page of four jobs: three with long names, and one that flattens the figures."""
+    tmp_path = tmp_path_factory.mktemp("outlier")
+    for i in range(3):
+        own = {"stage.finetune.option_with_a_long_name": f"{i}_and_{LONG}", "stage.at.lr": i}
+        write(
+            tmp_path / "jobs" / "s", f"job{i}", seed=i, options=own, corruptions=corruptions(),
+            at=accuracies(0.81, 0.53, 0.52) | {"auto_attack_accuracy": 0.5, "ood_accuracy_generated": 0.7},
+            rift=accuracies(0.83, 0.53, 0.52) | {"auto_attack_accuracy": 0.5, "ood_accuracy_generated": 0.7},
+        )  # fmt: skip
+    write(tmp_path / "jobs" / "s", "outlier", target="all", target_modules=NAMES * 3, sweep=far_off(0.1))
+    page(tmp_path)
+    return tmp_path
+
+
+def test_a_legend_has_an_entry_for_each_series_with_its_jobs_and_a_colour_of_its_own(outlier):
+    legend = report(outlier).split('<ul class="legend"')[1].split("</ul>")[0]
+    jobs = re.findall(r'data-jobs="([^"]*)"', legend)
+    series = re.findall(r'data-series="([^"]*)"', legend)
+    assert jobs == ["#1", "#2", "#3", "#4"]
+    assert series[0] == "all"
+    assert series[1] == "least_critical, at.lr=0, finetune.option_with_a_long_name=0_and_" + LONG
+    assert len(set(re.findall(r'fill="([^"]*)"', legend))) == 4
+    assert report(outlier).count('<ul class="legend"') == 1  # for all three figures along α
+
+
+def test_a_count_of_seeds_is_headed_seeds_and_many_modules_are_counted(outlier):
+    heads = re.findall(r"<button type=\"button\">([^<]*)</button>", report(outlier))
+    assert heads.count("seeds") == 2  # of the means, and of the tests
+    assert "n" not in heads
+    assert '<td class="text">9 modules</td>' in report(outlier)
+
+
 def test_differing_options_name_their_jobs(tmp_path):
     root = tmp_path / "jobs" / "study"
     for i, lr in enumerate((0.1, 0.01, 0.1)):
@@ -265,10 +337,10 @@ def opened(browser, folder, width=1280):
     return tab, asked, said
 
 
-@pytest.mark.slow
-def test_the_page_of_27_jobs_in_a_browser(tmp_path, browser):
-    from playwright.sync_api import expect
-
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory):
+    """The folder of a page of 27 jobs, nine settings of three seeds."""
+    tmp_path = tmp_path_factory.mktemp("table1")
     root = tmp_path / "jobs" / "table1"
     for model in ("resnet18", "resnet34", "wrn34_10"):
         for dataset in ("cifar10", "cifar100", "tiny_imagenet"):
@@ -280,13 +352,20 @@ def test_the_page_of_27_jobs_in_a_browser(tmp_path, browser):
                     mrc=scan(NAMES, "conv1", seed), target_modules=["conv1"], intervals=INTERVALS,
                     corruptions=corruptions(), provenance={"data": {"counts": {"test": 10_000}}},
                 )  # fmt: skip
-    text = page(tmp_path)
-    assert len(text) < 5_000_000
-    tab, asked, said = opened(browser, tmp_path)
+    page(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_page_of_27_jobs_in_a_browser(table1, browser):
+    from playwright.sync_api import expect
+
+    assert len(report(table1)) < 5_000_000
+    tab, asked, said = opened(browser, table1)
     assert len(asked) == 1
     assert asked[0].startswith("file:")
     assert said == []
-    drawn = tab.locator("figure svg")
+    drawn = tab.locator(".chart svg")
     assert drawn.count() == int(tab.evaluate("document.documentElement.dataset.drawn")) == 3 + 2 * 9 + 2 * 9
 
     column = "[...document.querySelectorAll('#jobs tbody tr:not([hidden])')].map(r => r.cells[{}].innerText)"
@@ -312,6 +391,94 @@ def test_the_page_of_27_jobs_in_a_browser(tmp_path, browser):
     tab.wait_for_selector("#vg-tooltip-element.visible", timeout=5000)
     assert re.search(r"series\s+wrn34_10, tiny_imagenet\s+α\s+0.7\s", tab.inner_text("#vg-tooltip-element"))
     assert said == []
+
+
+ROBUST_AXIS = """[...document.querySelectorAll('#figure-2 .role-axis-label text')]
+    .map(label => Number(label.textContent)).filter(value => value > 1)"""  # α's labels are not
+
+
+@pytest.mark.slow
+def test_a_word_with_a_minus_leaves_jobs_out_and_the_axes_follow(outlier, browser):
+    from playwright.sync_api import expect
+
+    tab, _, said = opened(browser, outlier)
+    kept, entries = tab.locator("#kept"), tab.locator("#curves .legend li:visible")
+    assert min(tab.evaluate(ROBUST_AXIS)) == 10
+    tab.locator(".legend button").first.click()
+    for text, count in (("-target=all", 3), ("-", 4), ("-#1", 3), ("least -seed=1 -seed=2", 1), ("--#1", 4)):
+        tab.fill("#filter", text)
+        expect(kept).to_have_text("" if text == "-" else f"{count} of 4 jobs")
+        expect(entries).to_have_count(count)
+        if text == "-target=all":
+            expect(tab.locator("#figure-2 .mark-line path")).to_have_count(3)
+            assert min(tab.evaluate(ROBUST_AXIS)) > 50
+            # What was picked is gone: the others are seen.
+            assert tab.locator("#figure-2 .mark-line path").first.get_attribute("opacity") in (None, "1")
+    assert said == []
+
+
+@pytest.mark.slow
+def test_legends_are_whole_at_any_width_and_pick(outlier, browser):
+    from playwright.sync_api import expect
+
+    tab, _, said = opened(browser, outlier)
+    for width in (1280, 390, 320):
+        tab.set_viewport_size({"width": width, "height": 844})
+        edges = tab.evaluate("""[...document.querySelectorAll('.legend button')]
+            .map(own => [own.getBoundingClientRect().right, own.scrollWidth - own.clientWidth])""")
+        assert all(right <= width and more <= 0 for right, more in edges)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator("#figure-0 .role-legend").count() == 0  # Vega's, which cuts
+    seen = tab.locator("#curves .mark-line path:not([opacity='0.12'])")
+    expect(seen).to_have_count(12)
+    first, second = (tab.locator(".legend button").nth(i) for i in (0, 1))
+    for button, pressed, count in ((first, "true", 3), (second, "true", 6), (first, "false", 3)):
+        button.click()
+        expect(button).to_have_attribute("aria-pressed", pressed)
+        expect(seen).to_have_count(count)
+    second.click()
+    expect(seen).to_have_count(12)
+    assert said == []
+
+
+@pytest.mark.slow
+def test_no_table_is_cut_on_screen_or_on_paper(outlier, table1, browser):
+    over = "[...document.querySelectorAll('table')].filter(one => {}).map(one => one.closest('section').id)"
+    for folder in (outlier, table1):
+        tab, _, said = opened(browser, folder)
+        for width in (1280, 390):
+            tab.set_viewport_size({"width": width, "height": 844})
+            box = "one.parentElement.scrollHeight > one.parentElement.clientHeight"
+            assert tab.evaluate(over.format(box)) == []
+        tab.set_viewport_size({"width": 1032, "height": 703})  # A4 landscape within its margins
+        tab.emulate_media(media="print")
+        tab.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert tab.evaluate(over.format("one.scrollWidth > one.parentElement.clientWidth")) == []
+        assert tab.locator("th button").count() == 0  # Chromium would not repeat the headings
+        tab.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        tab.emulate_media(media="screen")
+        tab.locator("#jobs th button").first.click()
+        assert tab.locator("#jobs th").first.get_attribute("aria-sort") == "ascending"
+        assert said == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext (poppler-utils)")
+def test_no_heading_stands_at_the_foot_of_a_sheet(table1, browser, tmp_path):
+    tab, _, _ = opened(browser, table1)
+    headings = set(tab.locator("h2, h3, figcaption, summary").all_inner_texts())
+    introductions = tab.locator(".together:has(figure) > p").all_inner_texts()
+    command = ["pdftotext", "-layout", tmp_path / "page.pdf", "-"]
+    for height in range(600, 800, 40):
+        tab.pdf(path=tmp_path / "page.pdf", width="1120px", height=f"{height}px")
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        sheets = [[line.strip() for line in sheet.splitlines() if line.strip()] for sheet in text.split("\f")]
+        sheets = [sheet for sheet in sheets if sheet]
+        assert len(sheets) > 10
+        last = [sheet[-1] for sheet in sheets]
+        assert [
+            line for line in last if line in headings or any(line in text for text in introductions)
+        ] == []
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_number_formats():
 def test_mean_and_std_use_the_sample_deviation():
     assert mean_and_std(pd.Series([1.0, 2.0, 3.0]), expected=3) == "2.00 ± 1.00"
     assert mean_and_std(pd.Series([2.0]), expected=1) == "2.00"
-    assert mean_and_std(pd.Series([1.0, None, 3.0]), expected=3, signed=True) == "+2.00 ± 1.41 (n = 2)"
+    assert mean_and_std(pd.Series([1.0, None, 3.0]), expected=3, signed=True) == "+2.00 ± 1.41 (2 seeds)"
     assert mean_and_std(pd.Series([None, None], dtype=float), expected=2) == MISSING
 
 

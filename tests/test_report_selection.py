@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 from report_samples import INTERVALS, accuracies, interval, summary, write
 from scipy import stats
 
+from rift.report import results
 from rift.report.__main__ import main
 from rift.report.index import age_text
 from rift.report.results import Job
+from rift.report.settings import telling_texts
 from rift.report.significance import pooled, significance_frame
 from rift.report.study import jobs_frame
 from rift.report.tables import latex_table
@@ -84,6 +87,20 @@ def test_sort_orders_rows_by_their_mean_and_columns_are_chosen(jobs, capsys):
     assert list(found["model"]) == ["resnet18", "resnet34"]
 
 
+def test_a_count_of_seeds_is_headed_seeds_and_n_names_it_in_every_form(jobs, capsys):
+    for form, head in (("md", "seeds"), ("tex", "seeds"), ("csv", "n")):
+        assert main([str(jobs), "--format", form, "--columns", "model,n"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        told = [re.split(r"[|&,]", line.removesuffix(r" \\")) for line in lines]
+        rows = [[cell.strip() for cell in row if cell.strip()] for row in told]
+        assert ["model", head] in rows and ["resnet34", "2"] in rows
+    which = table(capsys, str(jobs), "--columns", "seeds")
+    assert list(which["seeds"]) == ["0 1", "0 1"]  # and not how many
+    assert main([str(jobs), "--significance", "--format", "md", "--columns", "n,p_seeds,p_images"]) == 0
+    heads = capsys.readouterr().out.splitlines()[0]
+    assert [cell.strip() for cell in heads.split("|")[1:-1]] == ["seeds", "p seeds", "p images"]
+
+
 def test_list_has_every_job_with_state_age_and_hours(jobs, capsys):
     failed = jobs / "default" / "failed"
     failed.mkdir()
@@ -100,6 +117,62 @@ def test_list_has_every_job_with_state_age_and_hours(jobs, capsys):
     shown = capsys.readouterr().out
     assert "disk full" in shown
     assert "resnet18-s0" not in shown
+
+
+def unfinished(root, name, *, reason=None, **about):
+    """The folder of a job that failed, or has its process gone, before it had a summary."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    about = {"seed": 0, "model": "resnet18", "dataset": "cifar10", "method": "pgd_at", "study": "s"} | about
+    state = {"state": "failed" if reason else "running", "began": "2026-01-01T00:00:00+00:00"}
+    (folder / "state.json").write_text(json.dumps(state | {"reason": reason, "about": about}))
+    return folder
+
+
+def test_list_says_in_what_jobs_differ_that_are_called_the_same(tmp_path, capsys):
+    def options(epsilon, **more):
+        return {"attack.epsilon": epsilon, "selection_attack.epsilon": epsilon, "stage.at.epochs": 5} | more
+
+    write(tmp_path / "s", "alone", model="resnet34", options=options("1/255", other=1))
+    for seed in (0, 1):
+        write(tmp_path / "s", f"usual{seed}", seed=seed, options=options("8/255"))
+    unfinished(tmp_path / "s", "smaller", reason="disk full", options=options("4/255"))
+    own = options("8/255", **{"stage.at.lr": 0.1})
+    unfinished(tmp_path / "s", "stopped", options=own, protocol="holdout")
+    unfinished(tmp_path / "s", "older")  # its state file knows no options
+    found = table(capsys, str(tmp_path), "--list").set_index("job")
+    assert dict(found["settings"]) == {
+        "alone": "", "usual0": "", "usual1": "", "smaller": "attack.epsilon=4/255",
+        "stopped": "protocol=holdout", "older": "",
+    }  # fmt: skip
+    assert main([str(tmp_path), "--list", "--format", "md"]) == 0
+    assert "differs in" in capsys.readouterr().out.splitlines()[0]
+    assert main([str(tmp_path), "--list", "--format", "md", "--where", "model=resnet34"]) == 0
+    assert "differs in" not in capsys.readouterr().out
+
+
+def test_two_jobs_both_say_in_what_they_differ():
+    told = telling_texts(["a", "a", "b"], [{"x": 1, "stage.y": True}, {"x": 2, "stage.y": False}, {"x": 3}])
+    assert told == ["x=1", "x=2", ""]  # y tells them apart no further
+    digest = "0123456789abcdef" * 4
+    assert telling_texts(["a", "a"], [{"f": digest}, {"f": None}]) == ["f=0123456789ab", "f=null"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "--html", "--list", "--format=csv", "table1 --format=csv", "table1 --html", "table1 --collect"],
+)
+def test_folders_are_walked_once_and_summaries_read_once(tmp_path, monkeypatch, command):
+    for seed in (0, 1):
+        write(tmp_path / "jobs" / "s", f"j{seed}", seed=seed, sweep=None, mrc=None)
+    unfinished(tmp_path / "jobs" / "s", "failed", reason="disk full")
+    walked, read = [], []
+    walk, load = os.walk, results.read_summary
+    monkeypatch.setattr(results.os, "walk", lambda path: walked.append(path) or walk(path))
+    monkeypatch.setattr(results, "read_summary", lambda path: read.append(path.parent.name) or load(path))
+    monkeypatch.chdir(tmp_path)
+    main([*command.split()[:-1], "jobs", *command.split()[-1:]])
+    assert (len(walked), sorted(read)) == (1, ["j0", "j1"])
 
 
 def test_age_is_told_in_the_largest_unit():

@@ -64,7 +64,7 @@ def test_mean_and_std_over_seeds():
     stacked = study_cells(kept, stacked=True).iloc[0]
     assert stacked["AT"] == "81.00 ± 1.00\n81.46\n52.00 ± 2.00\n53.63"
     assert stacked["Δ"] == "+3.00 ± 1.00\n+1.98\n-0.10 ± 0.00\n+0.02"
-    assert "n = 3, α* = 0.70 ± 0.10" in stacked["setting"]
+    assert "3 seeds, α* = 0.70 ± 0.10" in stacked["setting"]
 
 
 def test_one_seed_has_no_deviation():
@@ -149,7 +149,7 @@ def test_partial_jobs_show_dashes_and_say_how_many_seeds_a_cell_has():
     only_at = job("b", seed=1, rift=None, paired=None, alpha=None)
     cells = study_cells(table([job("a"), only_at])[0], stacked=False).iloc[0]
     assert cells["clean AT"] == "81.00 ± 0.00"
-    assert cells["clean RiFT"] == "83.75 (n = 1)"
+    assert cells["clean RiFT"] == "83.75 (1 seed)"
     cells = study_cells(table([only_at])[0], stacked=False).iloc[0]
     assert cells["clean RiFT"] == cells["clean Δ"] == cells["α*"] == MISSING
 

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from rift.errors import UserError, choose_from
 from rift.job_state import JobState
-from rift.report.collect import found_jobs
+from rift.report.collect import Survey, survey
 from rift.report.experiment_command import (
     FORMATS,
+    LEFT_OUT,
     experiment_tables,
     show_experiment,
     show_progress,
+    unfinished_table,
     write_experiment,
 )
 from rift.report.experiments import experiment_names
 from rift.report.index import index_cells, index_frame
-from rift.report.results import Job, read_jobs
+from rift.report.results import Job
 from rift.report.selection import conditions, select, sort_jobs
 from rift.report.study import SETTING, jobs_frame, one_job_per_seed
 from rift.report.study_command import View, show, show_table, write, write_html
@@ -42,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _list(options)
         if options.collect:
             raise UserError(f"--collect needs the name of an experiment: {', '.join(experiment_names())}")
-        jobs, warnings = _select(options)
-        kept, duplicates = one_job_per_seed(jobs_frame(jobs))
-        for warning in warnings + duplicates:
+        found = survey(options.paths)
+        kept, duplicates = one_job_per_seed(jobs_frame(_select(options, found)))
+        for warning in found.warnings + duplicates:
             print(f"warning: {warning}", file=sys.stderr)
         if options.sort is not None:
             kept = sort_jobs(kept, options.sort, SETTING, reverse=options.reverse)
         view = View(options.columns, options.paper, options.significance)
         if options.html:
-            write_html(kept, options.output or _FOLDER, tables=_left_out(options))
+            write_html(kept, options.output or _FOLDER, left_out=_left_out(options, found))
         elif options.output is None:
             show(kept, options.format or "terminal", view)
         else:
@@ -148,17 +150,20 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _experiment(options: argparse.Namespace) -> int:
     """Shows, writes, or only counts one experiment."""
-    if options.collect:
-        return 0 if show_progress(options.experiment, options.paths, options.smoke) else 1
     # Where nothing was run yet, the table says so.
-    jobs, warnings = read_jobs(path for path in options.paths if path.exists())
-    jobs = [job for job in jobs if options.smoke or not job.summary.get("smoke")]
+    found = survey(path for path in options.paths if path.exists())
+    if options.collect:
+        states = [pair for pair in found.states if options.smoke or not pair[0].summary.get("smoke")]
+        return 0 if show_progress(options.experiment, states) else 1
+    jobs = [job for job in found.jobs if options.smoke or not job.summary.get("smoke")]
     jobs = select(jobs, options.where) if jobs else jobs
-    for warning in warnings:
+    for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.html:
-        tables, found = experiment_tables(options.experiment, jobs)
-        write_html(found, options.output or _FOLDER, options.experiment, tables)
+        tables, frame = experiment_tables(options.experiment, jobs)
+        # Of a part of the jobs nothing says which of them were never started.
+        left_out = unfinished_table(options.experiment, _chosen(options, found), missing=not options.where)
+        write_html(frame, options.output or _FOLDER, options.experiment, tables, left_out)
     elif options.output is None and options.format not in (None, "all"):
         show_experiment(options.experiment, jobs, options.format, options.paper)
     else:
@@ -167,9 +172,9 @@ def _experiment(options: argparse.Namespace) -> int:
     return 0
 
 
-def _select(options: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """Reads the jobs that the options ask for; raises `UserError` if none is left."""
-    jobs, warnings = read_jobs(options.paths)
+def _select(options: argparse.Namespace, found: Survey) -> list[Job]:
+    """The jobs with results that the options ask for; raises `UserError` if none is left."""
+    jobs, warnings = found.jobs, found.warnings
     places = ", ".join(str(path) for path in options.paths)
     if not jobs:
         unreadable = f" that can be read ({'; '.join(warnings)})" if warnings else ""
@@ -186,41 +191,43 @@ def _select(options: argparse.Namespace) -> tuple[list[Job], list[str]]:
         if not real:
             raise UserError(f"every result in {places} is of a smoke run; add --smoke to see them")
         jobs = real
-    return select(jobs, options.where), warnings
+    return select(jobs, options.where)
 
 
-def _left_out(options: argparse.Namespace) -> list[PageTable]:
+def _left_out(options: argparse.Namespace, found: Survey) -> list[PageTable]:
     """The jobs that have no results to show, and why."""
-    frame = index_frame(
-        [(job, state) for job, state in _found(options) if state.state != "done"], time.time()
-    )
+    frame = index_frame(_chosen(options, found), time.time())
+    frame = frame[frame["state"] != "done"]  # only now: in what they differ is also from those that are done
     if frame.empty:
         return []
     cells = index_cells(frame).drop(columns="device hours")
-    return [PageTable("Jobs without results", cells, 3, "As `python -m rift.report --list` tells them.")]
+    caption = "As `python -m rift.report --list` tells them."
+    return [PageTable(LEFT_OUT, cells, list(cells).index("age"), caption)]
 
 
-def _found(options: argparse.Namespace) -> list[tuple[Job, JobState]]:
+def _chosen(options: argparse.Namespace, found: Survey) -> list[tuple[Job, JobState]]:
     """The jobs that the options ask for, finished or not."""
-    found = [
+    pairs = [
         (job, state)
-        for job, state in found_jobs(options.paths)
+        for job, state in found.states
         if (options.smoke or not job.summary.get("smoke"))
         and options.study in (None, job.summary.get("study"))
     ]
-    if not found:
-        raise UserError(f"no jobs in {', '.join(map(str, options.paths))}; give another folder")
-    kept = {job.folder for job in select([job for job, _ in found], options.where)}
-    return [(job, state) for job, state in found if job.folder in kept]
+    if not pairs:
+        return []
+    kept = {job.folder for job in select([job for job, _ in pairs], options.where)}
+    return [(job, state) for job, state in pairs if job.folder in kept]
 
 
 def _list(options: argparse.Namespace) -> int:
     """Prints the index of the jobs, finished or not."""
-    missing = [path for path in options.paths if not path.exists()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist; give folders that hold jobs, e.g. outputs/jobs")
-    frame = index_frame(_found(options), time.time())
-    show_table(index_cells(frame), frame, options.format or "terminal", "Jobs", text_columns=3)
+    pairs = _chosen(options, survey(options.paths))
+    if not pairs:
+        raise UserError(f"no jobs in {', '.join(map(str, options.paths))}; give another folder")
+    frame = index_frame(pairs, time.time())
+    cells = index_cells(frame)
+    texts = list(cells).index("age")
+    show_table(cells, frame, options.format or "terminal", "Jobs", text_columns=texts)
     return 0
 
 

@@ -44,10 +44,15 @@ def paired_error(only_at: int, only_rift: int, num_images: int) -> float:
     return math.sqrt(max(0.0, (only_at + only_rift) / num_images - mean**2) / num_images)
 
 
+def counted_seeds(count: int) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def mean_and_std(values: pd.Series, *, expected: int, decimals: int = 2, signed: bool = False) -> str:
     """`81.46 ± 0.12` over seeds (sample deviation, n-1); one value has no ±.
 
-    If fewer than `expected` values are there, the cell says how many: `81.46 ± 0.12 (n = 2)`.
+    If fewer than `expected` values are there, the cell says how many: `81.46 ± 0.12 (2 seeds)`.
     """
     values = values.dropna()
     if values.empty:
@@ -55,4 +60,4 @@ def mean_and_std(values: pd.Series, *, expected: int, decimals: int = 2, signed:
     text = number(values.mean(), decimals, signed)
     if len(values) > 1:
         text += f" ± {number(values.std(ddof=1), decimals)}"
-    return text if len(values) == expected else f"{text} (n = {len(values)})"
+    return text if len(values) == expected else f"{text} ({counted_seeds(len(values))})"

@@ -4,29 +4,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rift.errors import UserError
 from rift.job_state import STATE_FILE, JobState, job_state
 from rift.report.cells import MISSING
 from rift.report.experiments import Experiment, filled_cells, fits
-from rift.report.results import SUMMARY_FILE, Job, read_summary
+from rift.report.results import SUMMARY_FILE, Job, job_files, read_files
 
 _ORDER = ("done", "running", "failed", "stopped")  # the best of several attempts is told
 
 
-def collect(experiment: Experiment, paths: Iterable[Path], smoke: bool) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Survey:
+    """What lies under some folders.
+
+    Attributes:
+        jobs: those with a summary that can be read, ordered by folder.
+        states: every job that says what it is of, finished or not, and how it stands; a job's `written` is
+            here the time of its newest file.
+        warnings: one for each summary that could not be understood.
+    """
+
+    jobs: list[Job]
+    states: list[tuple[Job, JobState]]
+    warnings: list[str]
+
+
+def survey(paths: Iterable[Path]) -> Survey:
+    """Reads the jobs under some folders, which are walked once.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    found = Survey([], [], [])
+    files = job_files(paths, (SUMMARY_FILE, STATE_FILE))
+    for folder, group in groupby(files, key=lambda file: file.parent):
+        own = list(group)
+        summaries = [file for file in own if file.name != STATE_FILE]
+        jobs, warnings = read_files(summaries)
+        found.jobs.extend(jobs)
+        found.warnings.extend(warnings)
+        # A summary that cannot be understood is no job that has none.
+        about = jobs[0].summary if jobs else None if summaries else _about(folder / STATE_FILE)
+        if about is not None:
+            newest = max(file.stat().st_mtime for file in own)
+            found.states.append((Job(folder, about, newest), job_state(folder)))
+    return found
+
+
+def collect(experiment: Experiment, found: Sequence[tuple[Job, JobState]]) -> pd.DataFrame:
     """One row per job that the experiment has: `cell`, `seed`, `state`, `since`, `where`, `reason`.
 
     Args:
         experiment: whose jobs.
-        paths: folders that hold jobs, searched to any depth.
-        smoke: whether smoke runs count.
+        found: jobs of whatever experiment, finished or not, as `survey` returns them.
     """
-    found = [(job, state) for job, state in found_jobs(paths) if smoke or not job.summary.get("smoke")]
     rows = []
     for cell in filled_cells(experiment, [job for job, state in found if state.state == "done"]):
         fill = set(cell.jobs["folder"])
@@ -72,34 +109,13 @@ def counts_text(frame: pd.DataFrame) -> str:
     return ", ".join([f"{counts.get('done', 0)} of {len(frame)} done", *states]) + "."
 
 
-def found_jobs(paths: Iterable[Path]) -> list[tuple[Job, JobState]]:
-    """Every job under the folders, finished or not, that says what it is of."""
-    folders: dict[Path, None] = {}
-    for path in paths:
-        for name in (SUMMARY_FILE, STATE_FILE):
-            folders |= dict.fromkeys(file.parent for file in path.rglob(name))
-    found = []
-    for folder in sorted(folders):
-        about = _about(folder)
-        if about is not None:
-            newest = max(file.stat().st_mtime for file in _files(folder))
-            found.append((Job(folder, about, newest), job_state(folder)))
-    return found
-
-
-def _files(folder: Path) -> Sequence[Path]:
-    return [file for name in (SUMMARY_FILE, STATE_FILE) if (file := folder / name).is_file()]
-
-
-def _about(folder: Path) -> dict[str, Any] | None:
-    """What the job is of: its summary, or what it noted when it began; None if neither can be understood."""
-    if (folder / SUMMARY_FILE).is_file():
-        try:
-            return read_summary(folder / SUMMARY_FILE)
-        except UserError:
-            return None
+def _about(file: Path) -> dict[str, Any] | None:
+    """What an unfinished job is of, as it noted when it began; None if that cannot be understood."""
     try:
-        about = json.loads((folder / STATE_FILE).read_text(encoding="utf-8")).get("about")
+        about = json.loads(file.read_text(encoding="utf-8")).get("about")
     except (OSError, ValueError, AttributeError):
         return None
-    return about if isinstance(about, dict) and isinstance(about.get("seed"), int) else None
+    if not (isinstance(about, dict) and isinstance(about.get("seed"), int)):
+        return None
+    readable = isinstance(about.get("options") or {}, dict) and isinstance(about.get("target") or "", str)
+    return about if readable else None

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from rift.job_state import JobState
 from rift.report.collect import collect, collect_cells, counts_text
 from rift.report.experiment_page import Section, figures, nothing_text, sections
 from rift.report.experiments import filled_cells, load_experiment
@@ -21,6 +22,7 @@ from rift.report.study import SETTING, jobs_frame
 from rift.report.tables import latex_table, markdown_table, plain_text, rich_table, to_csv
 from rift.report.web import PageTable
 
+LEFT_OUT = "Jobs without results"  # the title of their table
 WIDE = 170  # columns of an experiment's table that goes into a file or a pipe
 _LABEL = 26  # characters of a line of a cell's name in print
 _PARTS = ("AT", "RiFT", "Δ")
@@ -73,7 +75,12 @@ def write_experiment(name: str, jobs: Sequence[Job], form: str, folder: Path, pa
 
 
 def experiment_tables(name: str, jobs: Sequence[Job]) -> tuple[list[PageTable], pd.DataFrame]:
-    """An experiment's tables for a page, and the jobs that fill its cells, as a jobs' frame."""
+    """An experiment's tables for a page, and the jobs that fill its cells, as a jobs' frame.
+
+    Args:
+        name: of the experiment.
+        jobs: finished ones, of whatever experiment.
+    """
     experiment = load_experiment(name)
     cells = filled_cells(experiment, jobs)
     tables = [
@@ -88,9 +95,26 @@ def experiment_tables(name: str, jobs: Sequence[Job]) -> tuple[list[PageTable], 
     return tables, frame
 
 
-def show_progress(name: str, paths: Sequence[Path], smoke: bool) -> bool:
+def unfinished_table(name: str, found: Sequence[tuple[Job, JobState]], *, missing: bool) -> list[PageTable]:
+    """An experiment's jobs that have no results, for a page; nothing if all are done.
+
+    Args:
+        name: of the experiment.
+        found: jobs of whatever experiment, finished or not.
+        missing: whether to name those that were never started.
+    """
+    frame = collect(load_experiment(name), found)
+    wanted = frame["state"] != "done" if missing else ~frame["state"].isin(["done", "missing"])
+    if not wanted.any():
+        return []
+    counts = f"{counts_text(frame)} " if missing else ""
+    caption = f"{counts}As `python -m rift.report {name} --collect` tells them."
+    return [PageTable(LEFT_OUT, collect_cells(frame[wanted]), 5, caption)]
+
+
+def show_progress(name: str, found: Sequence[tuple[Job, JobState]]) -> bool:
     """Prints how far an experiment's jobs are; whether all are done."""
-    frame = collect(load_experiment(name), paths, smoke)
+    frame = collect(load_experiment(name), found)
     console = _console()
     console.print(rich_table(collect_cells(frame), f"{name}: its jobs", text_columns=5, gap=2))
     console.print(counts_text(frame), markup=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from rift.report.cells import MISSING, mean_and_std, number
+from rift.report.cells import MISSING, counted_seeds, mean_and_std, number
 from rift.report.experiments import Cell, arm_about, arm_options
 from rift.report.paper import PAPER_EPSILON, PaperRow, paper_row
 from rift.report.study import difference_seen, metric_text
@@ -164,7 +164,7 @@ def experiment_caption(cells: Sequence[Cell]) -> str:
     attacks = sorted({attack_text(summary) for summary in jobs})
     means = sorted({ood_text(summary) for summary in jobs if summary.get("corruptions")})
     parts = [
-        "Accuracy in percent, mean ± standard deviation over n seeds, Δ and differences in points. "
+        "Accuracy in percent, mean ± standard deviation over seeds, Δ and differences in points. "
         "Seen: RiFT against AT, by a 95 % t interval over three seeds or more, of one seed by the paired "
         "test on its images. Area: share of the clean–robust square that the curve along α dominates, where "
         "α* was chosen; RiFT's cannot be below AT's."
@@ -217,9 +217,10 @@ def _label(line: Line) -> list[str]:
     parts += [" ".join([cell.setting["method"], cell.setting["protocol"]])]
     parts += [cell.arm or cell.target or ""]
     seeds = sorted(cell.jobs["seed"])
-    count = f"n = {len(seeds)}" + (f" of {len(cell.seeds)}" if len(seeds) < len(cell.seeds) else "")
+    missing = len(seeds) < len(cell.seeds)
+    count = f"{len(seeds)} of {len(cell.seeds)} seeds" if missing else counted_seeds(len(seeds))
     if not set(seeds) <= set(cell.seeds):
-        count += f" (seeds {', '.join(map(str, seeds))})"
+        count += f": {', '.join(map(str, seeds))}"
     parts += [count + (f" [{line.mark}]" if line.mark else "")]
     if len(cell.jobs) and cell.jobs["smoke"].any():
         parts.append(SMOKE_MARK)

@@ -51,7 +51,7 @@ def joint_cells(frame: pd.DataFrame) -> pd.DataFrame:
             {
                 "of": setting,
                 "modules": str(size),
-                "n": str(count),
+                "networks": str(count),
                 "joint MRC, k lowest": mean_and_std(lowest["mrc"], expected=count, decimals=3),
                 "joint MRC, greedy": mean_and_std(greedy["mrc"], expected=count, decimals=3),
                 "drop, k lowest": mean_and_std(lowest["drop"], expected=count),
@@ -65,5 +65,5 @@ def joint_cells(frame: pd.DataFrame) -> pd.DataFrame:
 CAPTION = (
     "MRC of a set: all its modules move at once, each in a ball of its own. k lowest: by the scan of single "
     "modules (top_k); greedy: each step adds the module with which the set's MRC is least (joint_k). Drop of "
-    "robust accuracy in points; mean ± standard deviation over n trained networks."
+    "robust accuracy in points; mean ± standard deviation over the trained networks."
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,19 +68,43 @@ def read_jobs(paths: Iterable[Path]) -> tuple[list[Job], list[str]]:
     Raises:
         UserError: a path does not exist.
     """
-    files: dict[Path, Path] = {}
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist; give folders that hold finished jobs, e.g. outputs/jobs")
-        found = [path] if path.is_file() else path.rglob(SUMMARY_FILE)
-        files.update({file.resolve(): file for file in found})
+    return read_files(job_files(paths))
+
+
+def read_files(files: Iterable[Path]) -> tuple[list[Job], list[str]]:
+    """Reads these summaries; one warning for each that could not be understood."""
     jobs, warnings = [], []
-    for file in sorted(files.values()):
+    for file in files:
         try:
             jobs.append(Job(file.parent, read_summary(file), file.stat().st_mtime))
         except UserError as error:
             warnings.append(f"skipped: {error}")
     return jobs, warnings
+
+
+def job_files(paths: Iterable[Path], names: Sequence[str] = (SUMMARY_FILE,)) -> list[Path]:
+    """The files of these names under some folders, ordered by folder, each once however often it was reached.
+
+    Args:
+        paths: folders, walked once each to any depth, or files.
+        names: of the files.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give folders that hold jobs, e.g. outputs/jobs")
+        walked = [(path.parent, [path.name])] if path.is_file() else _walk(path, names)
+        for folder, files in walked:
+            found |= {(folder / name).resolve(): folder / name for name in files}
+    return sorted(found.values(), key=lambda file: (file.parent, file.name))
+
+
+def _walk(path: Path, names: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
+    for folder, _, files in os.walk(path):
+        yield Path(folder), [name for name in names if name in files]
 
 
 def _problem(summary: Any) -> str | None:

@@ -106,6 +106,8 @@ def choose_columns(table: pd.DataFrame, wanted: Sequence[str] | None) -> pd.Data
     if wanted is None:
         return table
     names = {column_name(name): name for name in table}
+    if "seeds" in names:  # of finished cells; a CSV has `n`, how many, beside `seeds`, which
+        names.setdefault("n", names["seeds"])
     found: list[str] = []
     for name in wanted:
         own = [names[full] for full in (name, f"{name}_mean", f"{name}_std") if full in names]

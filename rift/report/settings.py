@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -33,6 +35,53 @@ def settings_texts(settings: Sequence[Hashable], options: Sequence[dict[str, Any
         " ".join(f"{name}={shown_value(own.get(name))}" for name in names[setting] if not _follows(name, own))
         for setting, own in zip(settings, options, strict=True)
     ]
+
+
+def telling_texts(groups: Sequence[Hashable], options: Sequence[dict[str, Any]]) -> list[str]:
+    """For each job, the fewest options that tell it from others of its group.
+
+    Of options that tell the same jobs apart, as those that one choice sets together, the first is enough, and
+    the value that most of the group have is not told.
+
+    Args:
+        groups: what else is said of each job.
+        options: of each job by name, in the order in which they are to be told.
+
+    Returns:
+        `attack.epsilon=4/255`, several in that order, or nothing. A digest is shortened.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    texts = [""] * len(options)
+    for indices in members.values():
+        own = [options[index] for index in indices]
+        several = differing(own)
+        names, alike = [], [()] * len(own)  # what was told of each job so far
+        for name in dict.fromkeys(name for one in own for name in one if name in several):
+            finer = [(*told, shown_value(one.get(name))) for told, one in zip(alike, own, strict=True)]
+            if len(set(finer)) > len(set(alike)):
+                names, alike = [*names, name], finer
+        usual = {name: _usual([shown_value(one[name]) for one in own if name in one]) for name in names}
+        for index, one in zip(indices, own, strict=True):
+            values = {name: shown_value(one[name]) for name in names if name in one}
+            told = [f"{_bare(name)}={_brief(v)}" for name, v in values.items() if v != usual[name]]
+            texts[index] = " ".join(told)
+    return texts
+
+
+def _usual(values: Sequence[str]) -> str | None:
+    """The value of more than half of them."""
+    value, count = Counter(values).most_common(1)[0]
+    return value if 2 * count > len(values) else None
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("stage.")
+
+
+def _brief(value: str) -> str:
+    return value[:12] if re.fullmatch(r"[0-9a-f]{64}", value) else value
 
 
 def differing(options: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -24,11 +24,11 @@ _METRICS = {
     "auto_attack": None,
 }
 CAPTION = (
-    "Seeds: 95 % t interval of the mean difference (points) and the paired t test over n trainings, from "
-    "three on. Images: those that only one of the two networks has right, added up over seeds, and the exact "
-    "McNemar test on their sum, which is the test stratified by seed; it speaks of these trained networks, "
-    "not of others. Seeds agree: a χ² test that the seeds share one ratio; a small p says that their sum "
-    "hides differences."
+    "95 % interval, p seeds: t interval of the mean difference (points) and the paired t test over the "
+    "seeds' trainings, from three on. Only right: images that one of the two networks has right, added up "
+    "over seeds; p images: the exact McNemar test on their sum, which is the test stratified by seed; it "
+    "speaks of these trained networks, not of others. p seeds agree: a χ² test that the seeds share one "
+    "ratio; a small p says that their sum hides differences."
 )
 
 
@@ -97,14 +97,14 @@ def significance_cells(frame: pd.DataFrame) -> pd.DataFrame:
             {
                 "setting": " ".join(str(row[name]) for name in told if row[name]),
                 "accuracy (%)": metric_text(row["metric"]),
-                "n": str(row["n"]),
+                "seeds": str(row["n"]),
                 "Δ (points)": number(row["delta"], signed=True),
                 "95 % interval": MISSING if row["low"] is None else f"{low} … {high}",
-                "seeds": _p(row["p_seeds"]),
+                "p seeds": _p(row["p_seeds"]),
                 "only AT right": str(int(row["only_at"])) if counted else MISSING,
                 "only RiFT right": str(int(row["only_rift"])) if counted else MISSING,
-                "images": _p(row["p_images"]),
-                "seeds agree": _p(row["p_seeds_agree"]),
+                "p images": _p(row["p_images"]),
+                "p seeds agree": _p(row["p_seeds_agree"]),
             }
         )
     return pd.DataFrame(rows)

@@ -125,7 +125,7 @@ def relation_cells(frame: pd.DataFrame) -> pd.DataFrame:
                 {
                     "of": setting,
                     "MRC against": text,
-                    "n": str(count),
+                    "networks": str(count),
                     "Spearman ρ": mean_and_std(group[name], expected=count, signed=True),
                     "seen": _relation_verdict(list(group[name].dropna())),
                 }
@@ -141,7 +141,7 @@ def choice_cells(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for setting, group in frame.groupby("setting", sort=False):
         count = len(group)
-        row = {"of": setting, "n": str(count)}
+        row = {"of": setting, "networks": str(count)}
         for name, text in (
             ("least_gain", "Δ clean of the least critical"),
             ("mean_gain", "mean of all modules"),
@@ -158,10 +158,10 @@ CAPTION = (
     "modules, mean ± standard deviation over pairs."
 )
 RELATION_CAPTION = (
-    "Over all modules, each fine-tuned alone; mean ± standard deviation over n trained networks, verdict by "
-    "the 95 % t interval of ρ over three or more. If a low MRC tells a module that is worth fine-tuning, its "
-    "ρ with Δ is negative where a gain is good and robustness is kept. Several modules with the same gain "
-    "are a tie."
+    "Over all modules, each fine-tuned alone; mean ± standard deviation over the trained networks, "
+    "verdict by the 95 % t interval of ρ over three or more. If a low MRC tells a module that is worth "
+    "fine-tuning, its ρ with Δ is negative where a gain is good and robustness is kept. Several modules "
+    "with the same gain are a tie."
 )
 
 

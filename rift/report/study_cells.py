@@ -6,14 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from rift.report.cells import MISSING, mean_and_std, number
+from rift.report.cells import MISSING, counted_seeds, mean_and_std, number
 from rift.report.paper import paper_row
 from rift.report.study import MEASURED, SETTING, SHOWN, metric_text, paper_numbers, settings_of, verdicts_of
 from rift.report.texts import SMOKE_MARK, ood_text
 
 _SHORT = {
     "no difference seen": "none",
-    "too few seeds": "n < 3",
+    "too few seeds": "< 3 seeds",
     MISSING: "",
 }  # verdicts, for narrow terminals
 
@@ -47,7 +47,7 @@ def study_lines(jobs: pd.DataFrame) -> tuple[pd.DataFrame, list[list[Any]]]:
         for metric, in_paper in SHOWN.items():
             if cells[f"{metric}_at"] == MISSING and cells[f"{metric}_rift"] == MISSING:
                 continue
-            row = _setting_cells(setting) | {"n": str(len(group)), "α*": cells["alpha"]}
+            row = _setting_cells(setting) | {"seeds": str(len(group)), "α*": cells["alpha"]}
             row |= {"accuracy (%)": metric_text(metric)}
             parts = {"at": "AT", "rift": "RiFT", "delta": "Δ"}
             row |= {shown: cells[f"{metric}_{part}"] for part, shown in parts.items()}
@@ -82,7 +82,7 @@ def study_groups(jobs: pd.DataFrame, *, paper: bool) -> tuple[pd.DataFrame, pd.D
     for setting, group, cells in groups:
         texts = _setting_cells(setting) | {"smoke": SMOKE_MARK if setting["smoke"] == "True" else MISSING}
         row = {("", name): texts[name] for name in varied}
-        row |= {("", "n"): str(len(group)), ("", "α*"): cells["alpha"]}
+        row |= {("", "seeds"): str(len(group)), ("", "α*"): cells["alpha"]}
         marked = dict.fromkeys(row, False)
         told = dict.fromkeys(row, "") | {("", varied[0]): "paper"}
         for metric in measured:
@@ -108,7 +108,7 @@ def job_cells(jobs: pd.DataFrame) -> pd.DataFrame:
     for index, row in jobs.iterrows():
         cells = _flat({name: row[name] for name in SETTING}, jobs.loc[[index]])
         cells = {name: cell for name, cell in cells.items() if "paper" not in name}
-        rows.append({"seed" if name == "n" else name: cell for name, cell in cells.items()})
+        rows.append({"seed" if name == "seeds" else name: cell for name, cell in cells.items()})
         rows[-1]["seed"] = str(row["seed"])
     return _without_empty_columns(pd.DataFrame(rows))
 
@@ -122,7 +122,7 @@ def study_caption(jobs: pd.DataFrame) -> str:
     means = sorted({ood_text(job.summary) for job in jobs["job"] if job.summary.get("corruptions")})
     ood = f" OOD: mean over {'; or '.join(means)}." if means else ""
     return (
-        "Accuracy in percent, mean ± standard deviation over n seeds; Δ in points. Verdicts: a 95 % t "
+        "Accuracy in percent, mean ± standard deviation over seeds; Δ in points. Verdicts: a 95 % t "
         "interval of Δ over three seeds or more, of one seed the paired test on its images. "
         f"Robust: {attack}.{ood}{paper}"
     )
@@ -142,7 +142,7 @@ def _cells(group: pd.DataFrame) -> dict[str, str]:
 
 def _flat(setting: dict[str, Any], group: pd.DataFrame) -> dict[str, str]:
     cells = _cells(group)
-    row = _setting_cells(setting) | {"n": str(len(group)), "α*": cells["alpha"]}
+    row = _setting_cells(setting) | {"seeds": str(len(group)), "α*": cells["alpha"]}
     for prefix, head in (("", ""), ("paper_", "paper ")):
         for metric in SHOWN if not prefix else filter(None, SHOWN.values()):
             for part, shown in (("at", "AT"), ("rift", "RiFT"), ("delta", "Δ")):
@@ -170,7 +170,8 @@ def _stacked(setting: dict[str, Any], group: pd.DataFrame, named: list[str]) -> 
     lines += [setting["attack"]] if "attack" in named else []
     lines += [f"OOD: {setting['ood']}"] if "ood" in named and setting["ood"] else []
     lines += setting["settings"].split()
-    lines.append(f"n = {len(group)}" + ("" if cells["alpha"] == MISSING else f", α* = {cells['alpha']}"))
+    chosen = "" if cells["alpha"] == MISSING else f", α* = {cells['alpha']}"
+    lines.append(f"{counted_seeds(len(group))}{chosen}")
     lines += [SMOKE_MARK] if setting["smoke"] else []
     # The paper's numbers stand under ours, not beside them: so the table fits 80 columns.
     reported = paper_row(group["job"].iloc[0].summary) is not None

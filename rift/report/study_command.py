@@ -83,11 +83,15 @@ def write(jobs: pd.DataFrame, folder: Path, form: str, view: View) -> None:
 
 
 def write_html(
-    jobs: pd.DataFrame, folder: Path, title: str = TITLE, tables: Sequence[PageTable] = ()
+    jobs: pd.DataFrame,
+    folder: Path,
+    title: str = TITLE,
+    tables: Sequence[PageTable] = (),
+    left_out: Sequence[PageTable] = (),
 ) -> None:
-    """Writes `report.html`; `tables` stand before those of the jobs."""
+    """Writes `report.html`; `tables` stand before all others, `left_out` names jobs without results."""
     path, shown = folder / "report.html", numbered(jobs)
-    write_page(path, title, page_sections(jobs, shown, tables), page_jobs(shown))
+    write_page(path, title, page_sections(jobs, shown, tables, left_out), page_jobs(shown))
     print(path)
 
 
@@ -150,7 +154,7 @@ def _text_columns(cells: pd.DataFrame) -> int:
 
 def _latex(jobs: pd.DataFrame, paper: bool) -> str:
     cells, bold = study_groups(jobs, paper=paper)
-    count = [name for _, name in cells].index("n")
+    count = [name for _, name in cells].index("seeds")
     # What all rows share stands in the caption; it has the attack and the OOD mean already.
     shared = [name for name in SETTING[:-1] if name not in ("attack", "ood") and jobs[name].nunique() == 1]
     told = ", ".join(f"{name} {jobs[name].iloc[0]}" for name in shared if jobs[name].iloc[0])

@@ -5,7 +5,7 @@ Text from files stands in the data alone, never in a field's name or an expressi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -14,10 +14,16 @@ from rift.report.figures import BLUE, GREEN, GREY, ORANGE
 from rift.report.web.rows import Row
 
 _COLOURS = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#B58900", "#7F7F7F", "#8C564B"]
+_MANY = [  # Tableau's twenty, in pairs of a dark and a light one
+    "#4c78a8", "#9ecae9", "#f58518", "#ffbf79", "#54a24b", "#88d27a", "#b79a20", "#f2cf5b", "#439894",
+    "#83bcb6", "#e45756", "#ff9d98", "#79706e", "#bab0ac", "#d67195", "#fcbfd2", "#b279a2", "#d6a5c9",
+    "#9e765f", "#d8b5a5",
+]  # fmt: skip
 _STAR = "M0,-1L0.23,-0.32L0.95,-0.31L0.37,0.12L0.59,0.81L0,0.4L-0.59,0.81L-0.37,0.12L-0.95,-0.31L-0.23,-0.32Z"
 _FADED = 0.12  # opacity of what the legend has not picked
 _ROW = 17  # pixels, of a module or a corruption
 _LABEL = 150  # pixels of an axis' names
+_APART = {"labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 6}  # numbers under a narrow axis
 _CONFIG = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -32,20 +38,24 @@ _CONFIG = {
         "orient": "top",
         "direction": "vertical",
         "title": None,
-        "labelLimit": 560,
-        "symbolLimit": 60,
         "labelFontSize": 12,
-        "symbolSize": 80,
     },
     "view": {"stroke": None},
 }
 
 
-def tradeoff_chart(rows: Sequence[Row]) -> dict[str, Any]:
+def series_colours(rows: Sequence[Row]) -> dict[str, str]:
+    """The colour of each series, in the order of the rows; they come again after twenty."""
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    colours = _COLOURS if len(series) <= len(_COLOURS) else _MANY
+    return {name: colours[index % len(colours)] for index, name in enumerate(series)}
+
+
+def tradeoff_chart(rows: Sequence[Row], colours: Mapping[str, str]) -> dict[str, Any]:
     """Clean against robust accuracy along α with error bars, a line per series; stars where α was chosen."""
-    x = alt.X("clean:Q", title="clean accuracy (%)").scale(zero=False)
+    x = alt.X("clean:Q", title="clean accuracy (%)").scale(zero=False).axis(**_APART)
     y = alt.Y("robust:Q", title="robust accuracy (%)").scale(zero=False)
-    base, picked = _along_alpha(rows)
+    base = _along_alpha(rows, colours)
     points = _points(base.encode(x=x, y=y), _curve_tooltip("clean", "robust"))
     bar = {"strokeWidth": 1, "strokeOpacity": 0.45}
     return _specification(
@@ -53,21 +63,19 @@ def tradeoff_chart(rows: Sequence[Row]) -> dict[str, Any]:
         base.mark_rule(**bar).encode(x=x, y=alt.Y("robust_low:Q"), y2="robust_high:Q"),
         base.mark_line(strokeWidth=1.5).encode(x=x, y=y, order="alpha:Q"),
         *points,
-        picked=picked,
         height=420,
     )
 
 
-def along_chart(rows: Sequence[Row], which: str) -> dict[str, Any]:
+def along_chart(rows: Sequence[Row], which: str, colours: Mapping[str, str]) -> dict[str, Any]:
     """`clean` or `robust` accuracy against α with an error band, a line per series; stars at chosen α."""
     y = alt.Y(f"{which}:Q", title=f"{which} accuracy (%)").scale(zero=False)
-    base, picked = _along_alpha(rows)
-    base = base.encode(x=alt.X("alpha:Q", title="α (0: AT, 1: fine-tuned)"))
+    base = _along_alpha(rows, colours)
+    base = base.encode(x=alt.X("alpha:Q", title="α (0: AT, 1: fine-tuned)").axis(**_APART))
     return _specification(
         base.mark_area(fillOpacity=0.15).encode(y=alt.Y(f"{which}_low:Q"), y2=f"{which}_high:Q"),
         base.mark_line(strokeWidth=1.5).encode(y=y),
         *_points(base.encode(y=y), _curve_tooltip(which)),
-        picked=picked,
         height=280,
     )
 
@@ -123,9 +131,14 @@ def scan_chart(rows: Sequence[Row], value: str, title: str) -> dict[str, Any]:
     return _specification(*layers, height=_ROW * len(set(order)), right=62)
 
 
-def training_chart(rows: Sequence[Row], *, loss: bool) -> dict[str, Any]:
-    """Loss, or accuracies told apart by their dashes, against the epoch; bands are one std over seeds."""
-    rows = [row for row in rows if (row["metric"] == "loss") == loss]
+def training_chart(rows: Sequence[Row], colours: Mapping[str, str], *, loss: bool) -> dict[str, Any]:
+    """Against the epoch the loss, or accuracies told apart by their dashes; bands are one std over seeds.
+
+    Args:
+        rows: of the loss, or of accuracies.
+        colours: as `series_colours` gives them.
+        loss: which of the two.
+    """
     keys = ["series", "metric", "epoch"]
     base = (
         _kept(rows)
@@ -134,7 +147,7 @@ def training_chart(rows: Sequence[Row], *, loss: bool) -> dict[str, Any]:
         .transform_calculate(half="datum.n > 1 ? datum.std : 0")
         .transform_calculate(low="datum.value - datum.half", high="datum.value + datum.half")
     )
-    base, picked = _coloured(base, rows)
+    base = _coloured(base, colours)
     title = "training loss" if loss else "accuracy (%)"
     y = alt.Y("value:Q", title=title).scale(zero=False)
     base = base.encode(x=alt.X("epoch:Q").axis(tickMinStep=1, format="d"), detail="metric:N")
@@ -148,7 +161,6 @@ def training_chart(rows: Sequence[Row], *, loss: bool) -> dict[str, Any]:
         base.mark_area(fillOpacity=0.12).encode(y=alt.Y("low:Q"), y2="high:Q"),
         base.mark_line(strokeWidth=1.5).encode(y=y, **dashes),
         base.mark_point(filled=True, size=22).encode(y=y, tooltip=tooltip),
-        picked=picked,
         height=260,
     )
 
@@ -191,7 +203,7 @@ def heat_chart(rows: Sequence[Row], value: str, title: str) -> dict[str, Any]:
     )
 
 
-def _along_alpha(rows: Sequence[Row]) -> tuple[alt.Chart, alt.Parameter]:
+def _along_alpha(rows: Sequence[Row], colours: Mapping[str, str]) -> alt.Chart:
     """Means over seeds by series and α; ± is a std over seeds, or of one seed its binomial error."""
     aggregated = {"n": "count()", "chosen": "sum(picked)"}
     for name in ("clean", "robust"):
@@ -206,7 +218,7 @@ def _along_alpha(rows: Sequence[Row]) -> tuple[alt.Chart, alt.Parameter]:
         ).transform_calculate(
             **{f"{name}_low": f"datum.{name} - {half}", f"{name}_high": f"datum.{name} + {half}"}
         )
-    return _coloured(chart, rows)
+    return _coloured(chart, colours)
 
 
 def _curve_tooltip(*names: str) -> list[alt.Tooltip]:
@@ -232,31 +244,28 @@ def _kept(rows: Sequence[Row]) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=list(rows))).transform_filter("indexof(kept, datum.job) >= 0")
 
 
-def _coloured(chart: alt.Chart, rows: Sequence[Row]) -> tuple[alt.Chart, alt.Parameter]:
-    """A colour for each series, and a legend that picks some of them."""
-    series = list(dict.fromkeys(row["series"] for row in rows))
-    scale = alt.Scale(domain=series, range=_COLOURS)
-    if len(series) > len(_COLOURS):
-        scale = alt.Scale(domain=series, scheme="tableau20")
-    picked = alt.selection_point(fields=["series"], bind="legend")
-    legend = alt.Legend() if len(series) > 1 else None
+def _coloured(chart: alt.Chart, colours: Mapping[str, str]) -> alt.Chart:
+    """A colour for each series; those that the page's legend has not picked are faded.
+
+    The legend is the page's own, since Vega's cuts a text that is wider than its place.
+    """
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     return chart.encode(
-        color=alt.Color("series:N", scale=scale, legend=legend),
-        opacity=alt.condition(picked, alt.value(1), alt.value(_FADED)),
-    ), picked
+        color=alt.Color("series:N", scale=scale, legend=None),
+        opacity=alt.condition(
+            "length(picked) == 0 || indexof(picked, datum.series) >= 0", alt.value(1), alt.value(_FADED)
+        ),
+    )
 
 
 def _specification(
     *layers: alt.Chart,
     height: int,
-    picked: alt.Parameter | None = None,
     right: int = 8,
 ) -> dict[str, Any]:
     """The layers as one figure that is as wide as its place on the page; `right` pixels are kept free."""
-    kept = alt.param(name="kept", value=[])
-    layers = (layers[0].add_params(kept), *layers[1:])
-    if picked is not None:
-        layers = (layers[0].add_params(picked), *layers[1:])
+    told = (alt.param(name=name, value=[]) for name in ("kept", "picked"))  # by the page's script
+    layers = (layers[0].add_params(*told), *layers[1:])
     chart = alt.layer(*layers).properties(
         width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
         padding={"left": 4, "top": 4, "bottom": 4, "right": right},

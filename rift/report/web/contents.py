@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,15 +17,19 @@ from rift.report.study import SETTING
 from rift.report.study_cells import job_cells, study_caption, study_lines
 from rift.report.texts import device_hours, training_text
 from rift.report.web.naming import shared
-from rift.report.web.page import PageFigure, PageJob, PageSection, PageTable, load_charts
+from rift.report.web.page import LegendEntry, PageFigure, PageJob, PageSection, PageTable, load_charts
 from rift.report.web.rows import Row, Shown, corruption_rows, curve_rows, scan_rows, training_rows
 
 _MOST = 40  # figures of one kind; more make a page that nobody reads
+_MOST_NAMES = 5  # modules in a cell
 _BANDS = "Bands and bars are ± one standard deviation over seeds; of a single seed "
 
 
 def page_sections(
-    jobs: pd.DataFrame, shown: Sequence[Shown], tables: Sequence[PageTable]
+    jobs: pd.DataFrame,
+    shown: Sequence[Shown],
+    tables: Sequence[PageTable],
+    left_out: Sequence[PageTable] = (),
 ) -> list[PageSection]:
     """The page's sections; those that have nothing to show are left out.
 
@@ -33,11 +37,12 @@ def page_sections(
         jobs: in the order of `shown`.
         shown: the same, with their numbers.
         tables: what stands before everything else, as an experiment's own tables.
+        left_out: the jobs that have no results, and why.
     """
     numbers = dict(zip(jobs.index, [one.number for one in shown], strict=True))
     found = [
         PageSection("results", "Results", tables=[*tables, *_results(jobs, numbers)]),
-        PageSection("jobs", "Jobs", tables=_jobs(jobs, shown)),
+        PageSection("jobs", "Jobs", tables=[*_jobs(jobs, shown), *left_out]),
         _curves(shown),
         _scans(shown),
         _training(shown),
@@ -76,14 +81,15 @@ def _results(jobs: pd.DataFrame, numbers: dict[Any, str]) -> list[PageTable]:
     cells, indices = study_lines(jobs)
     if cells.empty:
         return []
-    cells.insert(list(cells).index("n"), "accuracy (%)", cells.pop("accuracy (%)"))
-    cells, shared = _without_shared(cells, keep=("model", "dataset"))
+    cells.insert(list(cells).index("seeds"), "accuracy (%)", cells.pop("accuracy (%)"))
+    alone = len(jobs[SETTING].drop_duplicates()) == 1
+    cells, shared = _without_shared(cells, keep=("model", "dataset") if alone else ())
     of = [[numbers[index] for index in own] for own in indices]
     caption = (
         f"{shared}{study_caption(jobs)} The filter hides rows; a row's mean is always over all its seeds."
     )
     title = "Means over seeds, beside the paper's" if "paper AT" in cells else "Means over seeds"
-    found = [PageTable(title, cells, list(cells).index("n"), caption, of)]
+    found = [PageTable(title, cells, list(cells).index("seeds"), caption, of)]
     tests = significance_cells(significance_frame(jobs))
     return [
         *found,
@@ -95,7 +101,7 @@ def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
     cells = job_cells(jobs)
     if cells.empty:
         return []
-    modules = [", ".join(map(str, one.job.summary.get("target_modules") or [])) or MISSING for one in shown]
+    modules = [_modules(one.job.summary.get("target_modules") or []) for one in shown]
     cells.insert(list(cells).index("α*"), "fine-tuned", modules)
     cells["hours"] = [number(device_hours(one.job.summary), 3) for one in shown]
     cells, shared = _without_shared(cells)
@@ -105,8 +111,15 @@ def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
     return [PageTable("", cells, columns, caption, [[one.number] for one in shown])]
 
 
+def _modules(names: Sequence[str]) -> str:
+    """Their names, or of many how many they are: the scan's figure marks each."""
+    return f"{len(names)} modules" if len(names) > _MOST_NAMES else ", ".join(map(str, names)) or MISSING
+
+
 def _without_shared(cells: pd.DataFrame, keep: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """What is the same in every row of the columns of the setting becomes a sentence."""
+    if "settings" in cells:  # as `--where` and the figures name them
+        cells["settings"] = cells["settings"].str.replace(r"\bstage\.", "", regex=True)
     same = [name for name in SETTING if name in cells and cells[name].nunique() == 1]
     told = [f"{name} {cells[name].iloc[0]}" for name in same if cells[name].iloc[0] != MISSING]
     cells = cells.drop(columns=[name for name in same if name not in keep])
@@ -124,15 +137,23 @@ def _curves(shown: Sequence[Shown]) -> PageSection:
     if not rows:
         return PageSection("curves", "")
     charts, jobs = load_charts(), _of(rows)
+    colours = charts.series_colours(rows)
+    clean, robust = (charts.along_chart(rows, which, colours) for which in ("clean", "robust"))
     return PageSection(
         "curves",
         "Along α",
         f"From AT (α = 0) to the fine-tuned weights (α = 1); stars are the α that was chosen. {_BANDS}the "
         "binomial standard error on the images where α was chosen, which all points of a curve share.",
         figures=[
-            PageFigure("Clean against robust accuracy", charts.tradeoff_chart(rows), jobs, wide=True),
-            PageFigure("Clean accuracy", charts.along_chart(rows, "clean"), jobs),
-            PageFigure("Robust accuracy", charts.along_chart(rows, "robust"), jobs),
+            PageFigure(
+                "Clean against robust accuracy",
+                charts.tradeoff_chart(rows, colours),
+                jobs,
+                wide=True,
+                legend=_legend(rows, colours),
+            ),
+            PageFigure("Clean accuracy", clean, jobs),
+            PageFigure("Robust accuracy", robust, jobs),
         ],
     )
 
@@ -170,10 +191,16 @@ def _training(shown: Sequence[Shown]) -> PageSection:
                 f"{name}: no curve of {_listed(absent)}; the store (store/{stage}/…/metrics.jsonl beside the "
                 "folder jobs/) is not in reach or has none."
             )
+        if not rows:
+            continue
+        charts = load_charts()
+        colours = charts.series_colours(rows)
+        legend = _legend(rows, colours)
         for loss, what in ((False, "accuracy"), (True, "loss")):
-            if any((row["metric"] == "loss") == loss for row in rows):
-                chart = load_charts().training_chart(rows, loss=loss)
-                figures.append(PageFigure(f"{name}: {what}", chart, _of(rows)))
+            if drawn := [row for row in rows if (row["metric"] == "loss") == loss]:
+                chart = charts.training_chart(drawn, colours, loss=loss)
+                figures.append(PageFigure(f"{name}: {what}", chart, _of(drawn), legend=legend))
+                legend = []  # the first one's is for both
     return PageSection("training", "Training curves", " ".join(sentences), figures=figures)
 
 
@@ -243,6 +270,15 @@ def _provenance(shown: Sequence[Shown]) -> list[PageTable]:
 
 def _of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["job"] for row in rows))
+
+
+def _legend(rows: Sequence[Row], colours: Mapping[str, str]) -> list[LegendEntry]:
+    """What the colours of figures mean; nothing where there is one."""
+    entries = [
+        LegendEntry(series, colour, _of([row for row in rows if row["series"] == series]))
+        for series, colour in colours.items()
+    ]
+    return entries if len(entries) > 1 else []
 
 
 def _listed(numbers: Sequence[str]) -> str:

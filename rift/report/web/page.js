@@ -9,11 +9,26 @@
     renderer: "svg", actions: false, defaultStyle: false, ast: true,  // no code is made from text
     tooltip: { disableDefaultStyle: true, theme: "page" },
   };
+  const sameSection = (one, other) => one?.closest("section") === other.closest("section");
+
+  // A legend's entries are picked one by one; with none of them picked, all are seen.
+  const showPicked = ({ view, legend }) =>
+    legend && view.signal("picked", [...legend.querySelectorAll("[aria-pressed=true]")].map((own) => own.dataset.series));
+  for (const button of document.querySelectorAll(".legend button")) {
+    button.addEventListener("click", () => {
+      button.ariaPressed = String(button.ariaPressed !== "true");
+      const legend = button.closest(".legend");
+      for (const one of views.filter((one) => one.legend === legend)) showPicked(one).runAsync();
+    });
+  }
   const draw = async () => {
     for (const [index, specification] of data.figures.entries()) {
       specification.params.find((param) => param.name === "kept").value = every;
       const place = document.getElementById(`figure-${index}`);
-      views.push({ figure: place.closest("figure"), view: (await vegaEmbed(place, specification, options)).view });
+      const figure = place.closest("figure");
+      const { view } = await vegaEmbed(place, specification, options);
+      const own = figure.querySelector(".legend"), before = views.at(-1);
+      views.push({ figure, view, legend: own ?? (sameSection(before?.figure, figure) ? before.legend : null) });
     }
     document.documentElement.dataset.drawn = String(views.length);
   };
@@ -45,27 +60,37 @@
   // Words without "=" may be a part of anything; "seed=1" is not "seed=10".
   const fits = (job, word) =>
     job.words.some((own) => (word.includes("=") || word.startsWith("#") ? own === word : own.includes(word)));
+  const wanted = (job, word) => (word.startsWith("-") ? !fits(job, word.slice(1)) : fits(job, word));
   const filter = document.getElementById("filter");
   const apply = async () => {
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const jobs = data.jobs.filter((job) => words.every((word) => fits(job, word)));
+    const words = filter.value.toLowerCase().split(/\s+/).filter((word) => /[^-]/.test(word));
+    const jobs = data.jobs.filter((job) => words.every((word) => wanted(job, word)));
     const kept = new Set(jobs.map((job) => job.number));
     for (const part of document.querySelectorAll("[data-jobs]")) {
       part.hidden = !part.dataset.jobs.split(" ").some((number) => kept.has(number));
     }
     document.getElementById("kept").textContent = words.length ? `${kept.size} of ${every.length} jobs` : "";
+    for (const gone of document.querySelectorAll(".legend [hidden] [aria-pressed=true]")) gone.ariaPressed = "false";
     const seen = views.filter(({ figure }) => !figure.hidden);
+    for (const one of seen) showPicked(one);
     await Promise.all(seen.map(({ view }) => view.signal("kept", [...kept]).runAsync()));
     window.dispatchEvent(new Event("resize"));
   };
   let waiting;
   filter?.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(apply, 150); });
 
-  // On paper everything is said.
+  // On paper everything is said, and headings are texts: Chromium repeats none on the next sheet that has a button.
+  const headings = [];
   window.addEventListener("beforeprint", () => {
+    for (const button of document.querySelectorAll("th button")) {
+      const text = document.createTextNode(button.textContent);
+      button.replaceWith(text);
+      headings.push({ button, text });
+    }
     for (const part of document.querySelectorAll("details:not([open])")) { part.open = true; part.dataset.closed = ""; }
   });
   window.addEventListener("afterprint", () => {
+    for (const { button, text } of headings.splice(0)) text.replaceWith(button);
     for (const part of document.querySelectorAll("details[data-closed]")) { part.open = false; delete part.dataset.closed; }
   });
   draw();

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rift.errors import UserError
 from rift.report.web.rows import Shown
 
 _HERE = Path(__file__).parent
+_LONG = 36  # characters of a cell that stay in one line
 MISSING_LIBRARY = (
     "--html needs the packages altair and vl-convert-python: `pip install 'altair>=5.5' "
     "'vl-convert-python>=1.7'`, or `pip install -e '.[html]'` in a checkout"
@@ -47,26 +48,61 @@ class PageTable:
     jobs: Sequence[Sequence[str]] | None = None
     sorts: bool = True
 
+    @cached_property
+    def long_columns(self) -> list[int]:
+        """The columns of text whose cells are broken into lines."""
+        texts = (self.cells.iloc[:, column] for column in range(min(self.text_columns, self.cells.shape[1])))
+        return [column for column, own in enumerate(texts) if any(len(str(cell)) > _LONG for cell in own)]
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """What a colour of a figure means.
+
+    Attributes:
+        series: any text; it is escaped.
+        colour: `#0072B2`.
+        jobs: the numbers of its jobs, by which the page's filter hides it.
+    """
+
+    series: str
+    colour: str
+    jobs: Sequence[str]
+
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure: its Vega-Lite specification, the jobs it shows, and whether it has a row of its own."""
+    """A figure.
+
+    Attributes:
+        title: above it.
+        specification: of Vega-Lite.
+        jobs: the numbers of the jobs that it shows.
+        wide: whether it has a row of its own.
+        legend: above it, for it and for the figures after it up to the next that has a legend.
+    """
 
     title: str
     specification: dict[str, Any]
     jobs: Sequence[str]
     wide: bool = False
+    legend: Sequence[LegendEntry] = ()
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """A part of the page with a heading: text, tables, figures, in this order."""
+    """A part of the page with a heading and a text, and then tables or figures."""
 
     name: str
     title: str
     text: str = ""
     tables: Sequence[PageTable] = ()
     figures: Sequence[PageFigure] = ()
+
+    @property
+    def first_row(self) -> int:
+        """How many of the figures stand beside each other under the heading."""
+        return 1 if self.figures and self.figures[0].wide else 2
 
 
 @dataclass(frozen=True)
