@@ -132,6 +132,8 @@ def set_up_logging(label: str = "", bars: bool = True) -> None:
     root.handlers.clear()
     root.setLevel(logging.INFO)
     root.propagate = False
+    # It says that it looks for fonts, the first time on a machine.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
     _shared, _bars = make_console(), bars and torchrun.is_writer()
     if not torchrun.is_writer():  # of several processes one speaks
         root.addHandler(logging.NullHandler())

@@ -281,6 +281,18 @@ def test_a_count_of_seeds_is_headed_seeds_and_many_modules_are_counted(outlier):
     assert '<td class="text">9 modules</td>' in report(outlier)
 
 
+def test_data_sets_share_no_figure_and_what_was_not_tested_has_no_row(tmp_path):
+    root = tmp_path / "jobs" / "study"
+    for dataset in ("cifar10", "cifar100"):
+        write(root, dataset, dataset=dataset, options={"dataset.name": dataset}, sweep=sweep())
+    text = page(tmp_path)
+    for which in ("Clean against robust accuracy", "Clean accuracy", "Robust accuracy"):
+        assert re.findall(rf"<figcaption>{which}(:.*?)</figcaption>", text) == [": cifar10", ": cifar100"]
+    assert re.findall(r'data-jobs="([^"]*)">\s*<figcaption>Clean acc', text) == ["#1", "#2"]
+    tests = text.split("Tests over seeds, and over images</h3>")[1].split("</tbody>")[0]
+    assert re.findall(r'<td class="text">(clean|robust|OOD)[^<]*</td>', tests) == ["clean", "robust"] * 2
+
+
 def test_differing_options_name_their_jobs(tmp_path):
     root = tmp_path / "jobs" / "study"
     for i, lr in enumerate((0.1, 0.01, 0.1)):
@@ -365,8 +377,8 @@ def test_the_page_of_27_jobs_in_a_browser(table1, browser):
     assert len(asked) == 1
     assert asked[0].startswith("file:")
     assert said == []
-    drawn = tab.locator(".chart svg")
-    assert drawn.count() == int(tab.evaluate("document.documentElement.dataset.drawn")) == 3 + 2 * 9 + 2 * 9
+    drawn, count = tab.locator(".chart svg"), 3 * 3 + 2 * 9 + 2 * 9
+    assert drawn.count() == int(tab.evaluate("document.documentElement.dataset.drawn")) == count
 
     column = "[...document.querySelectorAll('#jobs tbody tr:not([hidden])')].map(r => r.cells[{}].innerText)"
     headings = tab.locator("#jobs th").all_inner_texts()
@@ -382,12 +394,12 @@ def test_the_page_of_27_jobs_in_a_browser(table1, browser):
     expect(tab.locator("#kept")).to_have_text("1 of 27 jobs")
     assert len(tab.evaluate(column.format(0))) == 1
     assert tab.locator("figure:not([hidden])").count() == 3 + 2 + 2  # the others show nothing of it
-    lines = tab.locator("#figure-0 .mark-line path")
+    lines = tab.locator("#figure-6 .mark-line path")  # of Tiny-ImageNet, after three each of the others
     expect(lines).to_have_count(1)
     tab.fill("#filter", "")
-    expect(lines).to_have_count(9)
+    expect(lines).to_have_count(3)
 
-    tab.locator("#figure-0 .role-mark.mark-symbol path").last.hover(force=True)
+    tab.locator("#figure-6 .role-mark.mark-symbol path").last.hover(force=True)
     tab.wait_for_selector("#vg-tooltip-element.visible", timeout=5000)
     assert re.search(r"series\s+wrn34_10, tiny_imagenet\s+α\s+0.7\s", tab.inner_text("#vg-tooltip-element"))
     assert said == []

@@ -176,7 +176,7 @@ def test_published_and_generated_images_have_columns_of_their_own():
     assert cells.loc["digits", "OOD generated AT"] == "72.00" and cells.loc["digits", "OOD AT"] == MISSING
     assert cells.loc["cifar10", "paper OOD AT"] == "73.56"
     tabled = table([job("d", corruptions=corruptions("published"))])[0]
-    assert "OOD: mean over paper15, severities 1, 2, 3, 4, 5." in study_caption(tabled)
+    assert "OOD: mean over paper15, severities 1–5." in study_caption(tabled)
     stacked = study_cells(table([published])[0], stacked=True).iloc[0]
     assert stacked[""].splitlines() == ["clean", "  paper", "OOD", "  paper", "robust", "  paper"]
     assert not any("OOD" in name for name in study_cells(table([job("c")])[0], stacked=False))

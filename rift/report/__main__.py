@@ -201,7 +201,7 @@ def _left_out(options: argparse.Namespace, found: Survey) -> list[PageTable]:
     if frame.empty:
         return []
     cells = index_cells(frame).drop(columns="device hours")
-    caption = "As `python -m rift.report --list` tells them."
+    caption = "As python -m rift.report --list tells them."
     return [PageTable(LEFT_OUT, cells, list(cells).index("age"), caption)]
 
 

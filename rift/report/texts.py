@@ -18,14 +18,18 @@ def attack_text(summary: dict[str, Any]) -> str:
 
 
 def ood_text(summary: dict[str, Any]) -> str:
-    """What the OOD accuracy is the mean of: `paper15, severities 1, 2, 3`."""
+    """What the OOD accuracy is the mean of: `paper15, severities 1–3`."""
     about = summary["corruptions"]
     return mean_text(about["ood"], about["severities"])
 
 
 def mean_text(corruptions: str, severities: list[int]) -> str:
     """A mean over corruptions and severities in words."""
-    return f"{corruptions}, severities {', '.join(map(str, sorted(severities)))}"
+    first, last = min(severities), max(severities)
+    shown = ", ".join(map(str, sorted(severities)))
+    if len(severities) > 2 and sorted(severities) == [*range(first, last + 1)]:
+        shown = f"{first}–{last}"
+    return f"{corruptions}, severities {shown}"
 
 
 def leak_text(summary: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
-"""What stands on the page: sections of tables and figures, made from the jobs' frame."""
+"""What stands on the page: its sections, and the tables made from the jobs' frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,13 +16,12 @@ from rift.report.significance import CAPTION, significance_cells, significance_f
 from rift.report.study import SETTING
 from rift.report.study_cells import job_cells, study_caption, study_lines
 from rift.report.texts import device_hours, training_text
+from rift.report.web.figure_sections import by_dataset, corruptions, curves, listed, scans, training
 from rift.report.web.naming import shared
-from rift.report.web.page import LegendEntry, PageFigure, PageJob, PageSection, PageTable, load_charts
-from rift.report.web.rows import Row, Shown, corruption_rows, curve_rows, scan_rows, training_rows
+from rift.report.web.page import PageJob, PageSection, PageTable
+from rift.report.web.rows import Shown
 
-_MOST = 40  # figures of one kind; more make a page that nobody reads
 _MOST_NAMES = 5  # modules in a cell
-_BANDS = "Bands and bars are ± one standard deviation over seeds; of a single seed "
 
 
 def page_sections(
@@ -43,10 +42,10 @@ def page_sections(
     found = [
         PageSection("results", "Results", tables=[*tables, *_results(jobs, numbers)]),
         PageSection("jobs", "Jobs", tables=[*_jobs(jobs, shown), *left_out]),
-        _curves(shown),
-        _scans(shown),
-        _training(shown),
-        _corruptions(shown),
+        curves(by_dataset(shown)),
+        scans(shown),
+        training(by_dataset(shown)),
+        corruptions(shown),
         PageSection("options", "Options that differ", *_options(shown)),
         PageSection("provenance", "Provenance", tables=_provenance(shown)),
     ]
@@ -90,11 +89,12 @@ def _results(jobs: pd.DataFrame, numbers: dict[Any, str]) -> list[PageTable]:
     )
     title = "Means over seeds, beside the paper's" if "paper AT" in cells else "Means over seeds"
     found = [PageTable(title, cells, list(cells).index("seeds"), caption, of)]
-    tests = significance_cells(significance_frame(jobs))
-    return [
-        *found,
-        *([] if tests.empty else [PageTable("Tests over seeds, and over images", tests, 2, CAPTION)]),
-    ]
+    frame = significance_frame(jobs)
+    tests = significance_cells(frame[frame[["p_seeds", "p_images"]].notna().any(axis=1)])
+    if not tests.empty:
+        caption = f"{CAPTION} What was not tested has no row."
+        found.append(PageTable("Tests over seeds, and over images", tests, 2, caption))
+    return found
 
 
 def _jobs(jobs: pd.DataFrame, shown: Sequence[Shown]) -> list[PageTable]:
@@ -132,99 +132,6 @@ def _without_shared(cells: pd.DataFrame, keep: Sequence[str] = ()) -> tuple[pd.D
     return cells, f"All: {', '.join(told)}. " if told else ""
 
 
-def _curves(shown: Sequence[Shown]) -> PageSection:
-    rows = curve_rows(shown)
-    if not rows:
-        return PageSection("curves", "")
-    charts, jobs = load_charts(), _of(rows)
-    colours = charts.series_colours(rows)
-    clean, robust = (charts.along_chart(rows, which, colours) for which in ("clean", "robust"))
-    return PageSection(
-        "curves",
-        "Along α",
-        f"From AT (α = 0) to the fine-tuned weights (α = 1); stars are the α that was chosen. {_BANDS}the "
-        "binomial standard error on the images where α was chosen, which all points of a curve share.",
-        figures=[
-            PageFigure(
-                "Clean against robust accuracy",
-                charts.tradeoff_chart(rows, colours),
-                jobs,
-                wide=True,
-                legend=_legend(rows, colours),
-            ),
-            PageFigure("Clean accuracy", clean, jobs),
-            PageFigure("Robust accuracy", robust, jobs),
-        ],
-    )
-
-
-def _scans(shown: Sequence[Shown]) -> PageSection:
-    scans = scan_rows(shown)
-    figures = []
-    for network, rows in list(scans.items())[: _MOST // 2]:
-        charts, jobs = load_charts(), _of(rows)
-        figures += [
-            PageFigure(
-                f"MRC: {network}", charts.scan_chart(rows, "mrc", "MRC (increase of the robust loss)"), jobs
-            ),
-            PageFigure(
-                f"Robust accuracy drop: {network}",
-                charts.scan_chart(rows, "drop", "robust accuracy drop (points)"),
-                jobs,
-            ),
-        ]
-    text = (
-        "Every module in network order. Blue bars and ★: fine-tuned (2/3: in two of three jobs). Bars are "
-        "means over seeds, orange ticks the seeds, diamonds the paper's Figure 3."
-    )
-    return PageSection(
-        "criticality", "Criticality", f"{text}{_left_out(scans, 2)}" if figures else "", figures=figures
-    )
-
-
-def _training(shown: Sequence[Shown]) -> PageSection:
-    figures, sentences = [], []
-    for stage, name in (("at", "Adversarial training"), ("finetune", "Fine-tuning")):
-        rows, absent = training_rows(shown, stage)
-        if absent:
-            sentences.append(
-                f"{name}: no curve of {_listed(absent)}; the store (store/{stage}/…/metrics.jsonl beside the "
-                "folder jobs/) is not in reach or has none."
-            )
-        if not rows:
-            continue
-        charts = load_charts()
-        colours = charts.series_colours(rows)
-        legend = _legend(rows, colours)
-        for loss, what in ((False, "accuracy"), (True, "loss")):
-            if drawn := [row for row in rows if (row["metric"] == "loss") == loss]:
-                chart = charts.training_chart(drawn, colours, loss=loss)
-                figures.append(PageFigure(f"{name}: {what}", chart, _of(drawn), legend=legend))
-                legend = []  # the first one's is for both
-    return PageSection("training", "Training curves", " ".join(sentences), figures=figures)
-
-
-def _corruptions(shown: Sequence[Shown]) -> PageSection:
-    heats = corruption_rows(shown)
-    figures = []
-    for series, rows in list(heats.items())[: _MOST // 2]:
-        charts, jobs = load_charts(), _of(rows)
-        kinds = " and ".join(dict.fromkeys(row["kind"] for row in rows))
-        figures.append(
-            PageFigure(
-                f"AT, accuracy (%), {kinds} images: {series}", charts.heat_chart(rows, "at", "AT (%)"), jobs
-            )
-        )
-        both = [row for row in rows if row["delta"] is not None]
-        if both:
-            chart = charts.heat_chart(both, "delta", "RiFT − AT (points)")
-            figures.append(PageFigure(f"RiFT − AT (points): {series}", chart, _of(both)))
-    text = "Means over seeds. Generated images are never compared with published numbers."
-    return PageSection(
-        "corruptions", "Under corruption", f"{text}{_left_out(heats, 2)}" if figures else "", figures=figures
-    )
-
-
 def _options(shown: Sequence[Shown]) -> tuple[str, list[PageTable]]:
     if len(shown) < 2:
         return "", []
@@ -237,7 +144,7 @@ def _options(shown: Sequence[Shown]) -> tuple[str, list[PageTable]]:
                 for one, own in zip(shown, options, strict=True)
                 if name in own and shown_value(own[name]) == value
             ]
-            rows.append({"option": name, "value": value, "of": _listed(of), "count": str(len(of))})
+            rows.append({"option": name, "value": value, "of": listed(of), "count": str(len(of))})
             jobs.append(of)
     if not rows:
         return "These jobs have the same options; they differ in their seeds alone.", []
@@ -266,32 +173,3 @@ def _provenance(shown: Sequence[Shown]) -> list[PageTable]:
         )
     caption = "Hours of device time; what was reused counts with what it once took."
     return [PageTable("", pd.DataFrame(rows), 8, caption, [[row["job"]] for row in rows])] if rows else []
-
-
-def _of(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["job"] for row in rows))
-
-
-def _legend(rows: Sequence[Row], colours: Mapping[str, str]) -> list[LegendEntry]:
-    """What the colours of figures mean; nothing where there is one."""
-    entries = [
-        LegendEntry(series, colour, _of([row for row in rows if row["series"] == series]))
-        for series, colour in colours.items()
-    ]
-    return entries if len(entries) > 1 else []
-
-
-def _listed(numbers: Sequence[str]) -> str:
-    """`#1 #2 #3 … #7`: runs of neighbours as their ends."""
-    runs: list[list[int]] = []
-    for value in (int(text[1:]) for text in numbers):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ", ".join(f"#{low}" if low == high else f"#{low}–#{high}" for low, high in runs)
-
-
-def _left_out(found: dict[str, Any], each: int) -> str:
-    more = len(found) - _MOST // each
-    return f" {more} more settings have no figure here: name fewer jobs." if more > 0 else ""
