@@ -283,11 +283,10 @@ def _start(mode: str, run: Mapping[str, Any]) -> Any:
 
     # W&B counts its own use through this library, which tells a broken .netrc by a traceback, every minute.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    bounds: dict[str, Any] = {"init_timeout": INIT_TIMEOUT}
-    # Older versions try to send for as long as it takes.
-    if "finish_timeout" in getattr(wandb.Settings, "model_fields", ()):
-        bounds |= {"finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
-    settings = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **bounds)
+    settings = wandb.Settings(
+        console="off", silent=True, disable_git=True, save_code=False,
+        init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, finish_timeout_raises=True,
+    )  # fmt: skip
     return wandb.init(mode=mode, settings=settings, **run)
 
 

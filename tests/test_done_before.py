@@ -16,6 +16,7 @@ from rift.job import job_key, run_job
 from rift.report import conclusion_in_brief
 from rift.tracking import Tracker, earlier_run
 
+LEFT = (".log", ".lock")  # what every job touches
 RUN = ("stage.run=[at]", "stage.at.epochs=1", "logger.name=wandb")
 
 
@@ -78,7 +79,7 @@ def test_in_one_run_the_table_is_as_ever_and_the_earlier_run_is_named(left, caps
 def test_in_a_sweep_it_is_one_line(left, capsys, caplog):
     output, began = left
     folder = folder_of(output)
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.suffix != ".log"}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.suffix not in LEFT}
     with caplog.at_level(logging.INFO, "rift"):
         summary = run_job(tiny_config(*RUN, output=output), {}, (), None, True)
     assert [record.getMessage() for record in caplog.records] == [
