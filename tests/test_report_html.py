@@ -454,6 +454,24 @@ def test_legends_are_whole_at_any_width_and_pick(outlier, browser):
 
 
 @pytest.mark.slow
+def test_a_legend_is_for_the_figures_of_its_data_set_alone(tmp_path, browser):
+    from playwright.sync_api import expect
+
+    for number, (dataset, lr) in enumerate([("cifar10", 0.1), ("cifar10", 0.2), ("cifar100", 0.1)]):
+        options = {"stage.finetune.lr": lr, "dataset.name": dataset}
+        write(tmp_path / "jobs" / "s", f"job{number}", dataset=dataset, options=options, sweep=sweep())
+    page(tmp_path)
+    tab, _, said = opened(browser, tmp_path)
+    bright = ".mark-line path:not([opacity='0.12'])"
+    assert tab.locator(".legend").count() == 1  # the other data set has one curve
+    tab.locator(".legend button").first.click()
+    for figure in range(6):
+        expect(tab.locator(f"#figure-{figure} .mark-line path")).to_have_count(2 if figure < 3 else 1)
+        expect(tab.locator(f"#figure-{figure} {bright}")).to_have_count(1)
+    assert said == []
+
+
+@pytest.mark.slow
 def test_no_table_is_cut_on_screen_or_on_paper(outlier, table1, browser):
     over = "[...document.querySelectorAll('table')].filter(one => {}).map(one => one.closest('section').id)"
     for folder in (outlier, table1):

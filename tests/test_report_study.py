@@ -13,6 +13,7 @@ from rift.report.results import Job
 from rift.report.settings import settings_texts
 from rift.report.study import jobs_frame, one_job_per_seed, study_frame
 from rift.report.study_cells import study_caption, study_cells
+from rift.report.texts import mean_text
 
 
 def job(name="a", written=0.0, **changes):
@@ -198,3 +199,18 @@ def test_what_ood_is_the_mean_of_tells_rows_apart():
     stacked = study_cells(kept, stacked=True)["setting"]
     assert all("OOD: paper15, severities" in setting for setting in stacked)
     assert "OOD:" not in study_cells(table([measured("a", [5])])[0], stacked=True)["setting"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("severities", "words"),
+    [
+        ([5, 1, 3, 2, 4], "1–5"),
+        ([1, 2], "1, 2"),
+        ([1, 3, 5], "1, 3, 5"),
+        ([], ""),
+        ([0, 1, 10**15], f"0, 1, {10**15}"),
+    ],
+)
+def test_severities_in_a_row_are_told_by_their_ends(severities, words):
+    """Also of a summary from elsewhere, whose severities may be anything."""
+    assert mean_text("paper15", severities) == f"paper15, severities {words}"

@@ -108,7 +108,7 @@ def unfinished_table(name: str, found: Sequence[tuple[Job, JobState]], *, missin
     if not wanted.any():
         return []
     counts = f"{counts_text(frame)} " if missing else ""
-    caption = f"{counts}As `python -m rift.report {name} --collect` tells them."
+    caption = f"{counts}As python -m rift.report {name} --collect tells them."
     return [PageTable(LEFT_OUT, collect_cells(frame[wanted]), 5, caption)]
 
 

@@ -25,10 +25,10 @@ def ood_text(summary: dict[str, Any]) -> str:
 
 def mean_text(corruptions: str, severities: list[int]) -> str:
     """A mean over corruptions and severities in words."""
-    first, last = min(severities), max(severities)
-    shown = ", ".join(map(str, sorted(severities)))
-    if len(severities) > 2 and sorted(severities) == [*range(first, last + 1)]:
-        shown = f"{first}–{last}"
+    ordered = sorted(set(severities))
+    shown = ", ".join(map(str, ordered))
+    if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
+        shown = f"{ordered[0]}–{ordered[-1]}"
     return f"{corruptions}, severities {shown}"
 
 

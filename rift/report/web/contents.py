@@ -38,13 +38,14 @@ def page_sections(
         tables: what stands before everything else, as an experiment's own tables.
         left_out: the jobs that have no results, and why.
     """
+    groups = by_dataset(shown)
     numbers = dict(zip(jobs.index, [one.number for one in shown], strict=True))
     found = [
         PageSection("results", "Results", tables=[*tables, *_results(jobs, numbers)]),
         PageSection("jobs", "Jobs", tables=[*_jobs(jobs, shown), *left_out]),
-        curves(by_dataset(shown)),
+        curves(groups),
         scans(shown),
-        training(by_dataset(shown)),
+        training(groups),
         corruptions(shown),
         PageSection("options", "Options that differ", *_options(shown)),
         PageSection("provenance", "Provenance", tables=_provenance(shown)),

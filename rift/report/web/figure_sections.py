@@ -44,8 +44,8 @@ def _curve_figures(where: str, rows: Sequence[Row]) -> list[PageFigure]:
     clean, robust = (charts.along_chart(rows, which, colours) for which in ("clean", "robust"))
     return [
         PageFigure(f"Clean against robust accuracy{where}", tradeoff, jobs, wide=True, legend=legend),
-        PageFigure(f"Clean accuracy{where}", clean, jobs),
-        PageFigure(f"Robust accuracy{where}", robust, jobs),
+        PageFigure(f"Clean accuracy{where}", clean, jobs, shares=True),
+        PageFigure(f"Robust accuracy{where}", robust, jobs, shares=True),
     ]
 
 
@@ -100,8 +100,9 @@ def _training_figures(name: str, where: str, rows: Sequence[Row]) -> list[PageFi
     for loss, what in ((False, "accuracy"), (True, "loss")):
         if drawn := [row for row in rows if (row["metric"] == "loss") == loss]:
             chart = charts.training_chart(drawn, colours, loss=loss)
-            found.append(PageFigure(f"{name}: {what}{where}", chart, _of(drawn), legend=legend))
-            legend = []  # the first one's is for both
+            own = [] if found else legend  # the first one's is for both
+            title, shares = f"{name}: {what}{where}", bool(found)
+            found.append(PageFigure(title, chart, _of(drawn), legend=own, shares=shares))
     return found
 
 

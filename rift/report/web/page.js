@@ -9,8 +9,6 @@
     renderer: "svg", actions: false, defaultStyle: false, ast: true,  // no code is made from text
     tooltip: { disableDefaultStyle: true, theme: "page" },
   };
-  const sameSection = (one, other) => one?.closest("section") === other.closest("section");
-
   // A legend's entries are picked one by one; with none of them picked, all are seen.
   const showPicked = ({ view, legend }) =>
     legend && view.signal("picked", [...legend.querySelectorAll("[aria-pressed=true]")].map((own) => own.dataset.series));
@@ -27,8 +25,8 @@
       const place = document.getElementById(`figure-${index}`);
       const figure = place.closest("figure");
       const { view } = await vegaEmbed(place, specification, options);
-      const own = figure.querySelector(".legend"), before = views.at(-1);
-      views.push({ figure, view, legend: own ?? (sameSection(before?.figure, figure) ? before.legend : null) });
+      const legend = "shares" in figure.dataset ? views.at(-1).legend : figure.querySelector(".legend");
+      views.push({ figure, view, legend });
     }
     document.documentElement.dataset.drawn = String(views.length);
   };

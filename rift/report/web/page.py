@@ -79,7 +79,8 @@ class PageFigure:
         specification: of Vega-Lite.
         jobs: the numbers of the jobs that it shows.
         wide: whether it has a row of its own.
-        legend: above it, for it and for the figures after it up to the next that has a legend.
+        legend: above it.
+        shares: whether the legend of the figure before it is for this one, too.
     """
 
     title: str
@@ -87,6 +88,7 @@ class PageFigure:
     jobs: Sequence[str]
     wide: bool = False
     legend: Sequence[LegendEntry] = ()
+    shares: bool = False
 
 
 @dataclass(frozen=True)
